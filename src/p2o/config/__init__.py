@@ -1,0 +1,7 @@
+"""Composing, checking and handing out the configuration."""
+
+from p2o.config.load import load_config, register_schemas
+from p2o.config.schema import Config
+from p2o.config.validate import ConfigError, validate
+
+__all__ = ["Config", "ConfigError", "load_config", "register_schemas", "validate"]

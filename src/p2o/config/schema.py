@@ -47,6 +47,7 @@ class RandomModel(ModelConfig):
 @dataclass(kw_only=True)
 class TuningConfig:
     kind: str = MISSING
+    learning_rate: float = MISSING
 
 
 @dataclass(kw_only=True)
@@ -163,7 +164,6 @@ class PolicyConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 3.0
-    learning_rate: float = MISSING
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     warmup_fraction: float = 0.05

@@ -1,0 +1,58 @@
+"""From Hydra's DictConfig to the dataclasses, and the registration of their schemas."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from p2o.config import schema
+from p2o.config.schema import Config
+from p2o.config.validate import ConfigError, validate
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "model": {"hub": schema.ModelConfig, "wheel": schema.WheelModel, "random": schema.RandomModel},
+    "tuning": {"lora": schema.LoraTuning, "full": schema.FullTuning},
+    "data": {"reasoning_gym": schema.ReasoningGymData, "hub": schema.HubData, "jsonl": schema.JsonlData},
+    "rollout": {"hf": schema.HfRollout},
+    "reflector": {
+        "strategies": schema.StrategiesReflector,
+        "openai": schema.OpenAIReflector,
+        "reference": schema.ReferenceReflector,
+    },
+}
+"""The nodes whose choices have fields of their own: ``conf/<node>/*.yaml`` name theirs as ``/schema/<node>/<kind>``."""
+
+
+def register_schemas() -> None:
+    """Make ``/schema/...`` known to Hydra; must run before a configuration is composed."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config, package="_global_")
+    for node, kinds in SCHEMAS.items():
+        for kind, cls in kinds.items():
+            store.store(group=f"schema/{node}", name=kind, node=cls)
+
+
+def load_config(composed: DictConfig) -> Config:
+    """The composed tree as dataclasses, checked by :func:`validate`.
+
+    Raises :class:`ConfigError` with one line a problem, each naming the key and what to change.
+    """
+    try:
+        config = cast(Config, OmegaConf.to_object(composed))
+    except OmegaConfBaseException as error:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError([f"{key} is not set: give {key}=<value>" for key in missing]) from error
+        raise ConfigError([str(error).splitlines()[0]]) from error
+    problems = validate(config)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain containers, for ``config.yaml``, checkpoints and hyperparameters."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))

@@ -1,0 +1,149 @@
+"""Rules that a single field's type cannot state. Each broken one is a line that names the key and the mend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2o.config import schema
+from p2o.config.schema import Config
+
+CHOICES = {
+    "model.dtype": ("bfloat16", "float32"),
+    "reward.kind": ("math", "reasoning_gym", "exact", "function"),
+    "policy.loss": ("grpo", "dr_grpo", "dapo"),
+    "policy.baseline": ("group", "template"),
+    "policy.layout": ("padded", "packed", "shared_prefix"),
+    "distillation.kind": ("off", "replace", "importance", "mask"),
+    "distillation.mask_denominator": ("all", "kept"),
+    "hard_set.rule": ("official", "plain_probe"),
+    "gepa.variant": ("off", "teacher_ref", "self_ref"),
+}
+
+POSITIVE = (
+    "policy.rollouts",
+    "policy.questions_per_round",
+    "policy.updates_per_round",
+    "policy.micro_batch_tokens",
+    "policy.head_chunk_tokens",
+    "policy.max_grad_norm",
+    "tuning.learning_rate",
+    "rollout.max_prompt_tokens",
+    "rollout.max_new_tokens",
+    "reward.deadline_s",
+    "reward.workers",
+    "hard_set.tau",
+    "hard_set.min_size",
+    "gepa.dev_size",
+    "gepa.parents",
+    "gepa.minibatch",
+    "gepa.dev_samples",
+    "gepa.max_template_tokens",
+    "validation.samples",
+    "trainer.epochs",
+    "trainer.checkpoint_every",
+)
+
+
+class ConfigError(ValueError):
+    """The configuration cannot run. ``problems`` holds one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+def validate(config: Config) -> list[str]:
+    """Every problem of a configuration, empty where it can run. Nothing heavy is imported or started."""
+    return [
+        *_choices(config),
+        *_ranges(config),
+        *_sampling(config),
+        *_method(config),
+        *_data(config),
+        *_reflector(config),
+    ]
+
+
+def _get(config: Config, key: str) -> object:
+    value: object = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _choices(config: Config) -> Iterator[str]:
+    for key, choices in CHOICES.items():
+        if (value := _get(config, key)) not in choices:
+            yield f"{key}={value} is none of {', '.join(choices)}"
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    for key in POSITIVE:
+        value = _get(config, key)
+        if not isinstance(value, int | float) or value <= 0:
+            yield f"{key}={value} must be above 0"
+    if config.policy.rollouts < 2:
+        yield f"policy.rollouts={config.policy.rollouts}: a group of one has no advantage, use at least 2"
+    if config.policy.updates_per_round > config.policy.questions_per_round:
+        yield "policy.updates_per_round is larger than policy.questions_per_round: an update needs a question"
+    if not 0 < config.gepa.solve_threshold <= 1:
+        yield f"gepa.solve_threshold={config.gepa.solve_threshold} must lie in (0, 1]"
+    if not 0 <= config.policy.warmup_fraction < 1:
+        yield f"policy.warmup_fraction={config.policy.warmup_fraction} must lie in [0, 1)"
+    if not 0 < config.distillation.low < 1 < config.distillation.high:
+        yield "distillation.low and distillation.high must lie on either side of 1"
+
+
+def _sampling(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.temperature <= 0:
+        yield "rollout.temperature must be above 0: a greedy group has equal rewards and teaches nothing"
+    if not 0 < rollout.top_p <= 1:
+        yield f"rollout.top_p={rollout.top_p} must lie in (0, 1]"
+    if rollout.top_p < 1 and config.distillation.kind in ("importance", "mask"):
+        yield (
+            f"rollout.top_p={rollout.top_p} biases the ratio that distillation={config.distillation.kind} reads: "
+            "use rollout.top_p=1 or distillation=replace"
+        )
+    if config.gepa.dev_samples > 1 and config.gepa.temperature <= 0:
+        yield "gepa.dev_samples > 1 needs gepa.temperature > 0: greedy samples are all alike"
+    if config.validation.samples > 1 and config.validation.temperature <= 0:
+        yield "validation.samples > 1 needs validation.temperature > 0: greedy samples are all alike"
+
+
+def _method(config: Config) -> Iterator[str]:
+    k, kept = config.policy.rollouts, config.hard_set.plain_rollouts
+    if config.hard_set.tau > k:
+        yield f"hard_set.tau={config.hard_set.tau} exceeds policy.rollouts={k}: every question would be hard"
+    if not 0 <= kept < k:
+        yield f"hard_set.plain_rollouts={kept} must lie in [0, policy.rollouts) = [0, {k})"
+    if config.hard_set.rule == "plain_probe" and kept == 0 and config.gepa.variant != "off":
+        yield "hard_set.rule=plain_probe needs hard_set.plain_rollouts >= 1, or use hard_set=official"
+    if config.gepa.same_template and config.policy.baseline == "template":
+        yield "policy.baseline=template with gepa.same_template=true is the group baseline: use policy.baseline=group"
+
+
+def _data(config: Config) -> Iterator[str]:
+    if "{question}" not in config.data.prompt:
+        yield "data.prompt must contain {question}"
+    for key in ("path", "val_path"):
+        path = getattr(config.data, key, None) if isinstance(config.data, schema.JsonlData) else None
+        if path and not Path(path).expanduser().is_file():
+            yield f"data.{key}={path} is no file: give data.{key}=<a .jsonl file>"
+    if config.reward.kind == "function" and not config.reward.function:
+        yield "reward.kind=function needs reward.function=<package.module.function>"
+    if config.reward.kind == "reasoning_gym" and not isinstance(config.data, schema.ReasoningGymData):
+        yield "reward=reasoning_gym scores reasoning-gym questions only: use reward=math, exact or function"
+
+
+def _reflector(config: Config) -> Iterator[str]:
+    reflector = config.reflector
+    if config.plan or config.gepa.variant != "teacher_ref" or not isinstance(reflector, schema.OpenAIReflector):
+        return
+    if not os.environ.get(reflector.api_key_env):
+        yield (
+            f"the environment variable {reflector.api_key_env} (reflector.api_key_env) is not set: export the key, or "
+            "use reflector=strategies for the built-in teacher"
+        )
