@@ -1,0 +1,232 @@
+"""The policy: a causal language model whose trained weights are float32 and whose arithmetic is ``model.dtype``.
+
+LoRA keeps the base frozen in ``model.dtype`` and trains a float32 adapter; full tuning trains every weight in float32.
+Either way the matrix products run in ``model.dtype`` under autocast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, TuningConfig
+from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, resolve_model, staged_folder
+from p2o.types import derive_seed
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Policy:
+    """A model, its tokenizer and what is trained of it. Build it with :func:`load_policy`.
+
+    Shapes: B rows, T tokens, D hidden size, V vocabulary.
+    """
+
+    def __init__(
+        self,
+        module: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        model_config: ModelConfig,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = dtype
+        self.model_config = model_config
+        self._live = module
+        self._frozen: PreTrainedModel | None = None
+        self._module = module
+        self.trainable: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
+
+    @property
+    def module(self) -> PreTrainedModel | PeftModel:
+        """The model; inside :meth:`reference` the one that computes π_init."""
+        return self._module
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model: of a LoRA policy the one that carries the adapter's layers."""
+        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+
+    @property
+    def lora(self) -> bool:
+        return isinstance(self._live, PeftModel)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._live.parameters()).device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The arithmetic of every forward pass of this policy."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Last hidden states [B, T, D], before the head.
+
+        ``attention_mask`` is None (all rows full and causal), [B, T] (1 = token, 0 = padding, causal) or a boolean
+        [B, 1, T, T] that says which key (last axis) each query may see.
+        """
+        lm = self.causal_lm
+        if attention_mask is not None and attention_mask.dim() == 4:
+            _check_full_attention(lm)
+        backbone = getattr(lm, lm.base_model_prefix)
+        with self.autocast():
+            return backbone(
+                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, D] and bias [V] (or None) that turn a hidden state into logits."""
+        layer = self.causal_lm.get_output_embeddings()
+        return layer.weight, getattr(layer, "bias", None)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside the block the policy computes π_init, the model before any training.
+
+        With LoRA that is the same model with its adapter off. With full tuning it is a frozen copy in ``model.dtype``,
+        loaded from ``model.path`` at the first use.
+        """
+        if isinstance(self._live, PeftModel):
+            with self._live.disable_adapter():
+                yield
+            return
+        if self._frozen is None:
+            self._frozen = load_causal_lm(self.model_config, self.dtype).requires_grad_(False).to(self.device)
+        self._module = self._frozen
+        try:
+            yield
+        finally:
+            self._module = self._live
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained tensors (float32, detached, not copied) by name."""
+        return {name: p.detach() for name, p in self.trainable.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over trained tensors; names and shapes must be exactly those of :meth:`state_dict`."""
+        if state.keys() != self.trainable.keys():
+            odd = sorted(state.keys() ^ self.trainable.keys())
+            raise ModelError(
+                f"the saved weights are those of another model or tuning: {len(odd)} names differ, e.g. {odd[0]}"
+            )
+        for name, p in self.trainable.items():
+            if state[name].shape != p.shape:
+                raise ModelError(
+                    f"saved weight {name} has shape {tuple(state[name].shape)}, the model {tuple(p.shape)}"
+                )
+            p.copy_(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, or the full model in ``model.dtype``, with its tokenizer and chat template.
+
+        The folder is loadable by peft or transformers and takes the place of an older one at once.
+        """
+        with staged_folder(Path(folder)) as staged:
+            if isinstance(self._live, PeftModel):
+                self._live.save_pretrained(staged)
+            else:
+                state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
+                self._live.save_pretrained(staged, state_dict=state)
+                _set_saved_dtype(staged, self.dtype)
+            self.tokenizer.save_pretrained(staged)
+
+
+def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Policy:
+    """Load ``model`` and make it trainable as ``tuning`` says; ``seed`` draws the adapter's first weights.
+
+    Raises :class:`ModelError` when the model cannot be loaded, a target module does not exist, or the model's logits
+    are not its hidden states times its head (the chunked log-probs rest on that).
+    """
+    if model.dtype not in DTYPES:
+        raise ModelError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
+    dtype = DTYPES[model.dtype]
+    tokenizer = load_tokenizer(model)
+    if isinstance(tuning, LoraTuning):
+        module: PreTrainedModel | PeftModel = _with_adapter(load_causal_lm(model, dtype), tuning, seed)
+        module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
+    elif isinstance(tuning, FullTuning):
+        module = load_causal_lm(model, torch.float32)
+    else:
+        raise ModelError(f"tuning.kind={tuning.kind}: choose lora or full")
+    policy = Policy(module, tokenizer, dtype, model)
+    _check_head(policy)
+    return policy
+
+
+def _with_adapter(lm: PreTrainedModel, tuning: LoraTuning, seed: int) -> PeftModel:
+    targets = _target_modules(lm, tuning.target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=tuning.r,
+        lora_alpha=tuning.alpha,
+        lora_dropout=tuning.dropout,
+        target_modules=targets,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("adapter", seed))
+        module = get_peft_model(lm, config, autocast_adapter_dtype=True)
+    for layer in module.modules():
+        # Autocast already brings the adapter's weights to the activations' dtype; peft would first copy
+        # every activation to float32.
+        if hasattr(layer, "cast_input_dtype_enabled"):
+            layer.cast_input_dtype_enabled = False
+    return module.eval()
+
+
+def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
+    """Check the configured names against the model's linear layers (the head cannot carry an adapter)."""
+    if names == ["all-linear"]:
+        return "all-linear"
+    head = lm.get_output_embeddings()
+    valid = {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    unknown = [n for n in names if n not in valid]
+    if unknown or not names:
+        raise ModelError(
+            f"tuning.target_modules={names}: {unknown or 'nothing'} is no linear layer of this model; "
+            f"choose all-linear or some of {', '.join(sorted(valid))}"
+        )
+    return list(names)
+
+
+@torch.no_grad()
+def _check_head(policy: Policy) -> None:
+    """Some architectures scale or cap their logits after the head; training them here would be silently wrong."""
+    ids_BT = torch.arange(1, 9, device=policy.device)[None] % policy.causal_lm.config.vocab_size
+    with policy.autocast():
+        logits_BTV = policy.causal_lm(input_ids=ids_BT, use_cache=False).logits.float()
+        hidden_BTD = policy.hidden_states(ids_BT, torch.arange(8, device=policy.device)[None], None)
+        weight, bias = policy.head()
+        own_BTV = nn.functional.linear(hidden_BTD, weight, bias).float()
+    if not torch.allclose(own_BTV, logits_BTV, rtol=0.05, atol=0.05 * float(logits_BTV.abs().max())):
+        raise ModelError(
+            f"{type(policy.causal_lm).__name__} changes its logits after the output layer (scaling or soft cap), "
+            "which the log-prob head does not reproduce: choose another model.path"
+        )
+
+
+def _check_full_attention(lm: PreTrainedModel) -> None:
+    kinds: set[Any] = set(getattr(lm.config, "layer_types", None) or [])
+    if kinds - {"full_attention"}:
+        raise ModelError(
+            f"{type(lm).__name__} has layers that do not attend to everything ({', '.join(sorted(kinds))}): "
+            "set policy.layout=padded"
+        )
+
+
+def _set_saved_dtype(folder: Path, dtype: torch.dtype) -> None:
+    """transformers records the live module's float32; the saved tensors are what a loader should go by."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    file.write_text(json.dumps(config, indent=2) + "\n")
