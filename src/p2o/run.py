@@ -1,0 +1,29 @@
+"""Train: ``python -m p2o.run +experiment=teacher_ref``."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from p2o.config import ConfigError, load_config, register_schemas
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="config")
+def main(composed: DictConfig) -> float | None:
+    """Compose, check, train. Returns the final accuracy on plain held-out questions, for Hydra's sweepers."""
+    try:
+        config = load_config(composed)
+    except ConfigError as error:
+        sys.exit(f"The configuration cannot run:\n{error}")
+    # Heavy imports wait until the configuration is known to be good.
+    from p2o.training.launch import launch
+
+    return launch(config)
+
+
+if __name__ == "__main__":
+    main()

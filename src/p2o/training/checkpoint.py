@@ -1,0 +1,116 @@
+"""Checkpoints: one file each, whole or not there, free of pickled objects.
+
+The file is torch's zip format holding tensors, plain containers and the RunState as a JSON string, so it loads with
+``weights_only=True``; the zip's own CRC-32 of every record is the checksum.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from p2o.files import write_atomic
+from p2o.training.state import RunState
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint of the folder can be used."""
+
+
+@dataclass
+class Checkpoint:
+    """Everything that a resume needs. ``trainable`` holds the trained tensors by parameter name."""
+
+    trainable: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    state: RunState
+
+
+class CheckpointStore:
+    """``last.ckpt``, the one before it, and ``best.ckpt`` of a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.last = folder / "last.ckpt"
+        self.previous = folder / "previous.ckpt"
+        self.best = folder / "best.ckpt"
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write ``last.ckpt``; the old one stays as ``previous.ckpt`` until, and after, the new one is whole."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "format": FORMAT,
+                "trainable": {name: tensor.detach().cpu() for name, tensor in checkpoint.trainable.items()},
+                "optimizer": checkpoint.optimizer,
+                "scheduler": checkpoint.scheduler,
+                "state": json.dumps(checkpoint.state.to_json()),
+            },
+            buffer,
+        )
+        if self.last.exists():
+            _link(self.last, self.previous)
+        write_atomic(self.last, buffer.getvalue())
+
+    def mark_best(self) -> None:
+        """Keep the last checkpoint as the best."""
+        _link(self.last, self.best)
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where the run has none yet.
+
+        Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
+        """
+        paths = [path for path in (self.last, self.previous) if path.exists()]
+        for path in paths:
+            try:
+                return read_checkpoint(path)
+            except CheckpointError as error:
+                log.warning("%s; trying the one before it", error)
+        if paths:
+            raise CheckpointError(f"no checkpoint in {self.last.parent} can be read: start anew with another run_dir")
+        return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one file. Raises :class:`CheckpointError` naming it where it is damaged or none of ours."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is no p2o checkpoint of format {FORMAT}")
+        return Checkpoint(
+            trainable=content["trainable"],
+            optimizer=content["optimizer"],
+            scheduler=content["scheduler"],
+            state=RunState.from_json(json.loads(content["state"])),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``source``, atomically; a copy where the file system has no hard links."""
+    temporary = target.with_name(target.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,158 @@
+"""From a configuration to a finished run: build the rooms, connect them, fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from p2o.config.schema import Config
+from p2o.evolution.reflectors import Reflector, build_reflector
+from p2o.policy.model import load_policy
+from p2o.reporting.environment import record_environment
+from p2o.reporting.progress import Progress
+from p2o.reporting.reporter import Reporter
+from p2o.rewards import GraderPool
+from p2o.rollout.engines import build_engine
+from p2o.rollout.prompts import PromptRenderer
+from p2o.rollout.sampler import Sampler
+from p2o.tasks import DataError, load_problems
+from p2o.training.checkpoint import Checkpoint, CheckpointStore
+from p2o.training.data import RoundDataModule, num_rounds
+from p2o.training.module import P2OModule
+from p2o.training.run_folder import open_run_folder
+from p2o.training.state import RunState, Stage
+from p2o.types import Problem, SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run ended: its folder, its final state, and whether anything was left to do."""
+
+    run_dir: Path
+    state: RunState
+    already_done: bool = False
+
+
+def train(config: Config) -> RunResult:
+    """Run, or continue, the job that ``config`` describes.
+
+    Raises ``DataError``, ``ModelError``, ``ReflectorError``, ``RunFolderError`` or ``CheckpointError`` before anything
+    heavy where the input cannot work; each names the key or file and the mend.
+    """
+    run_dir = open_run_folder(config)
+    checkpoint = CheckpointStore(run_dir / "checkpoints").load()
+    state = checkpoint.state if checkpoint is not None else RunState()
+    if state.stage is Stage.DONE:
+        return RunResult(run_dir, state, already_done=True)
+    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    record_environment(run_dir)
+    problems = load_problems(config.data, config.reward)
+    log.info("%s", problems.report.render())
+    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    renderer = PromptRenderer(
+        policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
+    )
+    training, validation = (
+        _within_context(of, renderer, config, name)
+        for of, name in ((problems.train, "training"), (problems.val, "validation"))
+    )
+    rounds = num_rounds(len(training), config) * config.trainer.epochs
+    with GraderPool(config.reward) as grader, Progress(rounds, enabled=config.trainer.progress) as progress:
+        engine = build_engine(config, policy)
+        sampler = Sampler(engine, renderer, grader, state.ledger)
+        logger = _logger(config, run_dir, state)
+        module = P2OModule(
+            config,
+            policy,
+            sampler,
+            _reflector(config, sampler, state),
+            training,
+            validation,
+            state,
+            total_rounds=rounds,
+            run_dir=run_dir,
+            reporter=Reporter(run_dir, config, logger=logger),
+            progress=progress,
+            resume_from=checkpoint,
+        )
+        try:
+            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
+        finally:
+            engine.close()
+    return RunResult(run_dir, state)
+
+
+def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
+    """Lightning's side of the job: device, strategy, loggers. The position comes from ``state``, not from Lightning."""
+    left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        return Trainer(
+            accelerator=config.trainer.accelerator,
+            devices=config.trainer.devices,
+            strategy=config.trainer.strategy,
+            max_epochs=left,
+            reload_dataloaders_every_n_epochs=1,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=logger or False,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+        )
+
+
+def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger | None:
+    """TensorBoard under ``run_dir/tensorboard``; events past the checkpoint that we continue from are dropped."""
+    if not config.logger.tensorboard:
+        return None
+    return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=state.step or None)
+
+
+def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector | None:
+    """The template writer of the prompt phase; None for plain GRPO."""
+    if config.gepa.variant == "off":
+        return None
+    sampling = SamplingParams(config.reflector.temperature, config.reflector.max_new_tokens)
+    reflector = build_reflector(
+        config.reflector,
+        config.gepa,
+        complete=lambda texts, seeds: sampler.complete(texts, seeds, sampling, version=state.policy_version),
+    )
+    reflector.check()
+    return reflector
+
+
+def _within_context(
+    problems: Sequence[Problem], renderer: PromptRenderer, config: Config, what: str
+) -> tuple[Problem, ...]:
+    """The problems whose prompt fits, with room left for a template; the others are reported and left out."""
+    limit = config.rollout.max_prompt_tokens - config.gepa.max_template_tokens
+    lengths = {problem.id: renderer.length(problem.question) for problem in problems}
+    kept = tuple(problem for problem in problems if lengths[problem.id] <= limit)
+    if len(kept) < len(problems):
+        longest = max(lengths, key=lambda problem_id: lengths[problem_id])
+        log.warning(
+            "%d of %d %s questions are longer than rollout.max_prompt_tokens - gepa.max_template_tokens = %d tokens "
+            "and are left out (longest: %s, %d tokens)",
+            len(problems) - len(kept),
+            len(problems),
+            what,
+            limit,
+            longest,
+            lengths[longest],
+        )
+    if not kept:
+        raise DataError(f"no {what} question fits into rollout.max_prompt_tokens={config.rollout.max_prompt_tokens}")
+    return kept

@@ -1,0 +1,320 @@
+"""P2O as a LightningModule: the alternating maximisation, top to bottom.
+
+Equation 4 is maximised over θ and Z in turn: a *policy phase* (GRPO in which hard questions are answered under
+evolved templates while the gradient is taken on the plain question) and, at the epoch's end, a *prompt phase* (GEPA
+evolves templates on the questions that are still hard, under the current policy).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning import LightningModule
+
+from p2o.config.schema import Config
+from p2o.evolution.assignment import assign
+from p2o.evolution.cover import greedy_cover
+from p2o.evolution.gepa_phase import Evolution, evolve
+from p2o.evolution.hard_set import HardSet, Record, mine
+from p2o.evolution.reflectors import Reflector
+from p2o.policy.model import Policy
+from p2o.policy.update import update
+from p2o.reporting.progress import Progress
+from p2o.reporting.reporter import Reporter
+from p2o.rollout.sampler import Sampler
+from p2o.training.budget import exhausted
+from p2o.training.checkpoint import Checkpoint, CheckpointStore
+from p2o.training.metrics import epoch_summary
+from p2o.training.state import RunState, Stage
+from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
+
+T = TypeVar("T")
+
+
+class P2OModule(LightningModule):
+    """One Lightning batch is one round: the problems whose groups make the next update.
+
+    Optimization is manual, since a round has as many micro-batches as its tokens need and one denominator over all
+    of them. The module owns no position of its own: everything that a resume needs is in ``state``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        sampler: Sampler,
+        reflector: Reflector | None,
+        problems: Sequence[Problem],
+        validation_problems: Sequence[Problem],
+        state: RunState,
+        *,
+        total_rounds: int,
+        run_dir: Path,
+        reporter: Reporter,
+        progress: Progress,
+        resume_from: Checkpoint | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = policy.module
+        self.config = config
+        self.policy = policy
+        self.sampler = sampler
+        self.reflector = reflector
+        self.problems = {problem.id: problem for problem in problems}
+        self.validation_problems = validation_problems
+        self.state = state
+        self.total_rounds = total_rounds
+        self.run_dir = run_dir
+        self.reporter = reporter
+        self.progress = progress
+        self.store = CheckpointStore(run_dir / "checkpoints")
+        self._resume_from = resume_from
+
+    # ------------------------------------------------------------------ the alternating maximisation
+
+    def on_fit_start(self) -> None:
+        """Restore what the checkpoint holds, and finish what was under way when it was written.
+
+        This hook, since Lightning asks for an epoch's rounds before ``on_train_start``.
+        """
+        self._restore()
+        self.sampler.engine.sync(self.state.policy_version)
+        if self.state.stage is Stage.START:
+            self.validate_plain()
+            self._enter(Stage.POLICY)
+        elif self.state.stage is Stage.PROMPT:
+            self.prompt_phase()
+
+    def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> None:
+        """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
+        state = self.state
+        groups, sampling_s = _timed(lambda: self.sample_groups(problems))
+        metrics, update_s = _timed(lambda: self.update_policy(groups))
+        state.policy_version += 1
+        self.sampler.engine.sync(state.policy_version)
+        for group in groups:
+            state.records[group.problem.id] = Record.of(group)
+        state.round += 1
+        state.step += 1
+        self.reporter.round(state, groups, metrics, seconds={"rollout": sampling_s, "update": update_s})
+        self.progress.round(state.step, _round_note(groups, metrics))
+        if self._validation_due():
+            self.validate_plain()
+        if self.trainer.is_last_batch or self._budget_spent():
+            self._enter(Stage.PROMPT)
+        elif state.step % self.config.trainer.checkpoint_every == 0:
+            self.checkpoint()
+
+    def on_train_epoch_end(self) -> None:
+        self.prompt_phase()
+
+    def prompt_phase(self) -> None:
+        """Epoch end: mine the hard set, evolve templates on it, choose and assign them for the next epoch."""
+        state, config = self.state, self.config
+        if config.validation.every_rounds is None or self._is_last_epoch():
+            self.validate_plain()
+        hard = mine(state.records, config.hard_set)
+        evolution, note = self.evolve_templates(hard)
+        assignment = self.assign_templates(hard, evolution)
+        if evolution is not None and not assignment.by_problem:
+            note = "no template solved anything: the next epoch is plain GRPO"
+        summary = epoch_summary(state, hard, evolution, assignment, note)
+        state.assignment = assignment
+        state.front = [t.text for t in evolution.front] if evolution is not None else []
+        state.epochs.append(summary)
+        state.records = {}
+        state.epoch += 1
+        state.round = 0
+        self._enter(Stage.DONE if self._finished() else Stage.POLICY)
+        self.reporter.epoch(state, summary)
+        self.trainer.should_stop = state.stage is Stage.DONE
+
+    # ------------------------------------------------------------------ policy phase
+
+    def sample_groups(self, problems: Sequence[Problem]) -> list[Group]:
+        """K graded rollouts a problem; a hard one's k-th rollout is made under its k-th assigned template."""
+        config, state = self.config, self.state
+        k = config.policy.rollouts
+        requests = [
+            Request(problem, index, derive_seed(config.seed, Phase.POLICY, state.epoch, problem.id, index), template)
+            for problem in problems
+            for index, template in enumerate(state.assignment.texts(problem.id, k))
+        ]
+        rollouts = self._sample(requests, self._policy_sampling(), Phase.POLICY, self.progress.rollouts(len(requests)))
+        return [
+            Group(problem, self.sampler.renderer.render(problem.question), tuple(rollouts[i * k : (i + 1) * k]))
+            for i, problem in enumerate(problems)
+        ]
+
+    def update_policy(self, groups: Sequence[Group]) -> dict[str, float]:
+        """One or several optimizer steps on the groups (equation 6); returns the metrics by name."""
+        metrics = update(
+            self.policy,
+            self.optimizers(),
+            groups,
+            self.config.policy,
+            self.config.distillation,
+            temperature=self.config.rollout.temperature,
+            seed=derive_seed(self.config.seed, "update", self.state.step),
+            scheduler=self.lr_schedulers(),
+            backward=self.manual_backward,
+            progress=self.progress.update,
+        )
+        self.state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
+        return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
+
+    # ------------------------------------------------------------------ prompt phase
+
+    def evolve_templates(self, hard: HardSet) -> tuple[Evolution | None, str]:
+        """Evolve templates on the hard set with GEPA; None, with the reason, where there is nothing to do."""
+        config, state = self.config, self.state
+        if self.reflector is None:
+            return None, ""
+        if self._is_last_epoch() or self._budget_spent():
+            return None, "the run ends here: no epoch would use the templates"
+        if len(hard.ids) < config.hard_set.min_size:
+            return None, f"{len(hard.ids)} hard questions are fewer than hard_set.min_size={config.hard_set.min_size}"
+        evolution = evolve(
+            [self.problems[problem_id] for problem_id in hard.ids],
+            self.evaluate_templates,
+            self.reflector,
+            config.gepa,
+            epoch=state.epoch,
+            seed=derive_seed(config.seed, Phase.EVOLUTION, state.epoch),
+            run_dir=self.run_dir / "evolution" / f"epoch-{state.epoch:03d}",
+            count_tokens=self.sampler.renderer.count_tokens,
+            ledger=state.ledger,
+            warm_start=state.front if config.gepa.warm_start else (),
+            progress=self.progress.evolution,
+        )
+        return evolution, ""
+
+    def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:
+        """Answer questions under candidate templates with the current policy, all in one call."""
+        gepa = self.config.gepa
+        sampling = SamplingParams(gepa.temperature, self.config.rollout.max_new_tokens)
+        return self._sample(requests, sampling, Phase.EVOLUTION)
+
+    def assign_templates(self, hard: HardSet, evolution: Evolution | None) -> Assignment:
+        """Greedy cover of the dev questions, then K weighted draws a hard question; empty without templates."""
+        if evolution is None:
+            return Assignment()
+        cover = greedy_cover(evolution.pool)
+        assignment = assign(
+            hard.ids,
+            evolution.dev_ids,
+            cover,
+            k=self.config.policy.rollouts,
+            plain_rollouts=self.config.hard_set.plain_rollouts,
+            same_template=self.config.gepa.same_template,
+            seed=derive_seed(self.config.seed, "assignment", self.state.epoch),
+        )
+        self.reporter.evolution(self.state, evolution, assignment)
+        return assignment
+
+    # ------------------------------------------------------------------ validation
+
+    def validate_plain(self) -> float:
+        """Accuracy on the held-out questions, always plain: no template is ever used here."""
+        config, state = self.config, self.state
+        requests = [
+            Request(problem, index, derive_seed(config.seed, Phase.VALIDATION, problem.id, index))
+            for problem in self.validation_problems
+            for index in range(config.validation.samples)
+        ]
+        sampling = SamplingParams(config.validation.temperature, config.rollout.max_new_tokens)
+        rollouts = self._sample(requests, sampling, Phase.VALIDATION, self.progress.validation(len(requests)))
+        accuracy = sum(rollout.correct for rollout in rollouts) / len(rollouts)
+        state.validation.history.append((state.step, accuracy))
+        self.reporter.validation(state, accuracy, rollouts)
+        return accuracy
+
+    # ------------------------------------------------------------------ Lightning's side
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the trained tensors; linear warm-up, then constant."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.policy.trainable.values(),
+            lr=config.tuning.learning_rate,
+            betas=(config.policy.betas[0], config.policy.betas[1]),
+            weight_decay=config.policy.weight_decay,
+        )
+        warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def checkpoint(self) -> None:
+        """Write ``last.ckpt``; where the newest validation is the best so far, keep it as ``best.ckpt`` too."""
+        self.store.save(
+            Checkpoint(
+                trainable=self.policy.state_dict(),
+                optimizer=self.optimizers(use_pl_optimizer=False).state_dict(),
+                scheduler=self.lr_schedulers().state_dict(),
+                state=self.state,
+            )
+        )
+        best = self.state.validation.best
+        if best is not None and best[0] == self.state.step:
+            self.store.mark_best()
+
+    def _restore(self) -> None:
+        if self._resume_from is not None:
+            self.policy.load_state_dict(self._resume_from.trainable)
+            self.optimizers(use_pl_optimizer=False).load_state_dict(self._resume_from.optimizer)
+            self.lr_schedulers().load_state_dict(self._resume_from.scheduler)
+            self._resume_from = None
+
+    def _enter(self, stage: Stage) -> None:
+        """Every change of stage is a point to come back to."""
+        self.state.stage = stage
+        self.checkpoint()
+
+    def _sample(
+        self,
+        requests: Sequence[Request],
+        sampling: SamplingParams,
+        phase: Phase,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Rollout]:
+        return self.sampler.sample(
+            requests, sampling, phase=phase, version=self.state.policy_version, progress=progress
+        )
+
+    def _policy_sampling(self) -> SamplingParams:
+        rollout = self.config.rollout
+        return SamplingParams(rollout.temperature, rollout.max_new_tokens, rollout.top_p)
+
+    def _validation_due(self) -> bool:
+        every = self.config.validation.every_rounds
+        return every is not None and self.state.step % every == 0
+
+    def _is_last_epoch(self) -> bool:
+        return self.state.epoch + 1 >= self.config.trainer.epochs
+
+    def _budget_spent(self) -> bool:
+        reason = exhausted(self.config.budget, self.state.ledger)
+        if reason is not None:
+            self.state.stop_reason = reason
+            self.trainer.should_stop = True
+        return reason is not None
+
+    def _finished(self) -> bool:
+        return self.state.epoch >= self.config.trainer.epochs or self.state.stop_reason is not None
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """The call's result and its wall-clock seconds."""
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
+
+
+def _round_note(groups: Sequence[Group], metrics: dict[str, float]) -> str:
+    rewards = [reward for group in groups for reward in group.rewards]
+    return f"reward {sum(rewards) / len(rewards):.2f}, {metrics['live']:.0f}/{len(groups)} groups teach"
