@@ -1,0 +1,79 @@
+"""Which questions are hard: equation 5, and the variant that lets the plain rollouts decide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from p2o.types import Rollout
+
+if TYPE_CHECKING:
+    from p2o.config.schema import HardSetConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a problem's rollouts of one epoch went, plain and templated apart."""
+
+    plain_correct: int = 0
+    plain_count: int = 0
+    templated_correct: int = 0
+    templated_count: int = 0
+
+    @property
+    def correct(self) -> int:
+        return self.plain_correct + self.templated_correct
+
+    @property
+    def count(self) -> int:
+        """K, the size of the group."""
+        return self.plain_count + self.templated_count
+
+    @classmethod
+    def of(cls, rollouts: Iterable[Rollout]) -> Record:
+        """The record of one problem's group."""
+        group = list(rollouts)
+        plain = [rollout for rollout in group if rollout.plain]
+        templated = [rollout for rollout in group if not rollout.plain]
+        return cls(
+            plain_correct=sum(rollout.correct for rollout in plain),
+            plain_count=len(plain),
+            templated_correct=sum(rollout.correct for rollout in templated),
+            templated_count=len(templated),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HardSet:
+    """The hard questions of the next epoch: ``ids`` in sorted order, whatever order the epoch visited them in.
+
+    ``all_fail`` of them had no correct rollout at all (the intractable ones of the paper's Figure 4);
+    ``scaffolded`` of them were solved under a template only.
+    """
+
+    ids: tuple[str, ...] = ()
+    all_fail: int = 0
+    scaffolded: int = 0
+
+
+def is_hard(record: Record, config: HardSetConfig) -> bool:
+    """Whether a question joins the next epoch's hard set.
+
+    ``official`` (equation 5): fewer than τ of its K rollouts are correct, whatever their prompt. ``plain_probe``:
+    where plain rollouts exist only they count, and the question is hard while plain_correct · K < τ · plain_count.
+    Both agree where all K are plain; with one plain rollout kept, the question leaves once that one is correct.
+    """
+    if config.rule == "plain_probe" and record.plain_count:
+        return record.plain_correct * record.count < config.tau * record.plain_count
+    return record.correct < config.tau
+
+
+def mine(records: Mapping[str, Record], config: HardSetConfig) -> HardSet:
+    """The hard set that an epoch leaves behind; ``records`` maps problem ids to what their rollouts earned."""
+    hard = {problem_id: record for problem_id, record in records.items() if record.count and is_hard(record, config)}
+    return HardSet(
+        ids=tuple(sorted(hard)),
+        all_fail=sum(record.correct == 0 for record in hard.values()),
+        scaffolded=sum(record.templated_correct > 0 and record.plain_correct == 0 for record in hard.values()),
+    )
