@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from p2o.config import ConfigError, load_config, register_schemas
+from p2o.config.suggest import unknown_keys
 
 register_schemas()
 
@@ -26,4 +27,6 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    if unknown := unknown_keys(sys.argv[1:]):
+        sys.exit("\n".join(unknown))
     main()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
@@ -40,6 +42,8 @@ def load_config(composed: DictConfig) -> Config:
 
     Raises :class:`ConfigError` with one line a problem, each naming the key and what to change.
     """
+    if unknown := list(_unknown(composed, "")):
+        raise ConfigError([f"unknown key {key}" for key in unknown])
     try:
         config = cast(Config, OmegaConf.to_object(composed))
     except OmegaConfBaseException as error:
@@ -51,6 +55,17 @@ def load_config(composed: DictConfig) -> Config:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
+    """Keys that ``+key=value`` put where the schema has none; Hydra opens every node for such overrides."""
+    schema_of = OmegaConf.get_type(node)
+    fields = {field.name for field in dataclasses.fields(schema_of)} if dataclasses.is_dataclass(schema_of) else None
+    for key in node:
+        if fields is not None and key not in fields:
+            yield f"{prefix}{key}"
+        elif not OmegaConf.is_missing(node, key) and isinstance(child := node._get_node(key), DictConfig):
+            yield from _unknown(child, f"{prefix}{key}.")
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from p2o.rollout.engines import build_engine
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
 from p2o.tasks import DataError, load_problems
-from p2o.training.checkpoint import Checkpoint, CheckpointStore
+from p2o.training.checkpoint import CheckpointStore
 from p2o.training.data import RoundDataModule, num_rounds
 from p2o.training.module import P2OModule
 from p2o.training.run_folder import open_run_folder

@@ -46,5 +46,3 @@ def _pass_rates(counts: Iterable[tuple[int, int]]) -> tuple[float | None, float 
         return None, None
     pass_at_1 = sum(correct / count for correct, count in pairs) / len(pairs)
     return pass_at_1, sum(correct > 0 for correct, _ in pairs) / len(pairs)
-
-

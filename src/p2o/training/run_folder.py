@@ -35,7 +35,9 @@ def open_run_folder(config: Config) -> Path:
         if not config.resume:
             raise RunFolderError(f"run_dir={run_dir} is not empty and resume=false: give run_dir=<another folder>")
         if not path.is_file():
-            raise RunFolderError(f"run_dir={run_dir} is no run's folder (no config.yaml): give run_dir=<another folder>")
+            raise RunFolderError(
+                f"run_dir={run_dir} is no run's folder (no config.yaml): give run_dir=<another folder>"
+            )
         _refuse_other_configuration(path, plain)
     write_atomic(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return run_dir

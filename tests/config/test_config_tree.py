@@ -1,0 +1,186 @@
+"""Every file of conf/ composes, every experiment at every scale is valid, and a typo never passes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig
+
+from p2o.config import Config, ConfigError, load_config, validate
+from p2o.config.suggest import unknown_keys
+
+CONF = Path(__file__).parents[2] / "conf"
+APPENDED = {"experiment", "scale"}
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in {"hydra", "__pycache__"})
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
+NEEDS_A_VALUE = {("model", "hub"): "model.path", ("data", "jsonl"): "data.path", ("data", "hub"): "data.dataset"}
+
+
+@pytest.fixture(autouse=True)
+def _teacher_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key")
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_composes_and_loads(
+    group: str, choice: str, compose_tree: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    overrides = [f"{'+' if group in APPENDED else ''}{group}={choice}"]
+    if (key := NEEDS_A_VALUE.get((group, choice))) is not None:
+        value = tmp_path / "mine.jsonl"
+        value.write_text("")
+        with pytest.raises(ConfigError, match=f"{key} is not set"):
+            load_config(compose_tree(*overrides, "reward=math"))
+        overrides.append(f"{key}={value}")
+    if group == "data" and choice != "reasoning_gym":
+        overrides.append("reward=math")
+    if (group, choice) == ("reward", "function"):
+        overrides.append("reward.function=math.isclose")
+    if (group, choice) == ("hard_set", "official"):
+        overrides.append("hard_set.plain_rollouts=0")
+    assert isinstance(load_config(compose_tree(*overrides)), Config)
+
+
+@pytest.mark.parametrize("scale", ["local", "paper"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_valid_at_every_scale(
+    experiment: str, scale: str, configure: Callable[..., Config]
+) -> None:
+    config = configure(f"+experiment={experiment}", f"+scale={scale}")
+    assert (config.name, config.scale) == (experiment, scale)
+    swapped = configure(f"+scale={scale}", f"+experiment={experiment}")
+    assert swapped == config, "experiment and scale must not set the same key"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_differs_from_teacher_ref_only_in_what_it_says(
+    experiment: str, compose_tree: Callable[..., DictConfig]
+) -> None:
+    said = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    overridden = {next(iter(item)).removeprefix("override /") for item in said.get("defaults", [])}
+    touched = overridden | (said.keys() - {"defaults"})
+    base, tree = compose_tree("+experiment=teacher_ref"), compose_tree(f"+experiment={experiment}")
+    assert {key for key in tree if tree[key] != base[key]} <= touched
+
+
+def test_published_values_at_paper_scale(configure: Callable[..., Config]) -> None:
+    config = configure("+experiment=teacher_ref", "+scale=paper")
+    assert config.model.path == "Qwen/Qwen3-4B"
+    assert config.model.chat_template_kwargs == {"enable_thinking": False}
+    assert (config.policy.rollouts, config.rollout.temperature, config.hard_set.tau) == (6, 0.6, 2)
+    assert (config.tuning.learning_rate, config.policy.weight_decay, config.policy.warmup_fraction) == (
+        1e-6,
+        0.01,
+        0.05,
+    )
+    assert (config.policy.questions_per_round, config.policy.updates_per_round) == (128, 2)
+    assert (config.rollout.max_prompt_tokens, config.rollout.max_new_tokens) == (4096, 12288)
+    assert (config.gepa.dev_size, config.gepa.parents, config.gepa.minibatch, config.gepa.candidates) == (
+        300,
+        16,
+        3,
+        72,
+    )
+    assert (config.distillation.kind, config.distillation.low, config.distillation.high) == ("mask", 0.01, 10.0)
+    assert (config.hard_set.min_size, config.data.train_size, config.data.val_size) == (100, 5000, 500)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}.typo=1" for group in GROUPS if group not in APPENDED | {"debug"}] + ["typo=1", "budget.typo=1"],
+)
+def test_a_typo_fails_and_names_the_key(override: str, compose_tree: Callable[..., DictConfig]) -> None:
+    key = override.split("=")[0]
+    with pytest.raises(ConfigCompositionException, match=key):
+        compose_tree(override)
+    with pytest.raises((ConfigCompositionException, ConfigError), match="typo"):
+        load_config(compose_tree(f"+{override}"))
+    assert unknown_keys([override])[0].startswith(f"unknown key {key}")
+
+
+def test_an_unknown_choice_lists_those_that_exist(compose_tree: Callable[..., DictConfig]) -> None:
+    with pytest.raises(MissingConfigException, match="gsm_9k"):
+        compose_tree("data=gsm_9k")
+
+
+def test_a_wrong_type_fails_and_names_the_key(compose_tree: Callable[..., DictConfig]) -> None:
+    with pytest.raises(Exception, match=r"policy\.rollouts"):
+        compose_tree("policy.rollouts=many")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("polcy.rollouts=3", "policy.rollouts"),
+        ("policy.rollout=3", "policy.rollouts"),
+        ("+tuning.learning_rat=1", "tuning.learning_rate"),
+        ("gepa.parent=3", "gepa.parents"),
+        ("distilation=off", "distillation"),
+    ],
+)
+def test_the_nearest_key_is_offered(written: str, meant: str) -> None:
+    assert unknown_keys([written]) == [f"unknown key {written.split('=')[0].lstrip('+')}, did you mean {meant}?"]
+
+
+def test_known_and_foreign_keys_are_left_alone() -> None:
+    arguments = ["--cfg", "job", "+experiment=grpo", "seed=0,1", "hydra.foo=1", "model.chat_template_kwargs.x=1"]
+    assert unknown_keys([*arguments, "data.tasks.gcd.params.max_value=9", "tuning.r=8", "~debug"]) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.rollouts=1"], "policy.rollouts=1"),
+        (["hard_set.tau=7"], "hard_set.tau=7 exceeds policy.rollouts=6"),
+        (["rollout.temperature=0"], "rollout.temperature must be above 0"),
+        (["rollout.top_p=0.9"], "use rollout.top_p=1 or distillation=replace"),
+        (["gepa.dev_samples=4"], "gepa.temperature > 0"),
+        (["hard_set.plain_rollouts=6"], "hard_set.plain_rollouts=6"),
+        (["hard_set.plain_rollouts=0"], "hard_set=official"),
+        (["policy.loss=ppo"], "policy.loss=ppo is none of grpo"),
+        (["data=jsonl", "data.path=absent.jsonl", "reward=math"], "data.path=absent.jsonl is no file"),
+        (["reward=function"], "reward.function"),
+        (["data=deepscaler_5k"], "use reward=math"),
+        (["data.prompt=hello"], "data.prompt must contain {question}"),
+    ],
+)
+def test_rules_across_fields_name_the_key_and_the_mend(
+    overrides: list[str], message: str, configure: Callable[..., Config]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(*overrides)
+    assert message in str(caught.value)
+
+
+def test_a_missing_api_key_is_one_line_before_anything_starts(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY.*reflector=strategies"):
+        configure("reflector=openai")
+    assert validate(configure("reflector=openai", "+experiment=self_ref")) == []
+
+
+def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "p2o.run", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    typo = run("polcy.rollouts=3")
+    assert typo.returncode == 1
+    assert typo.stderr.strip() == "unknown key polcy.rollouts, did you mean policy.rollouts?"
+    invalid = run("policy.rollouts=1")
+    assert invalid.returncode == 1
+    assert "policy.rollouts=1: a group of one has no advantage" in invalid.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was started"
+    shown = run("--cfg", "job", "+experiment=self_ref")
+    assert shown.returncode == 0
+    assert yaml.safe_load(shown.stdout)["gepa"]["variant"] == "self_ref"
+    assert "teacher_ref" in run("--help").stdout
