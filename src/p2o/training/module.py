@@ -11,10 +11,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning import LightningModule
+from torch.optim.lr_scheduler import LambdaLR
 
 from p2o.config.schema import Config
 from p2o.evolution.assignment import assign
@@ -162,7 +163,7 @@ class P2OModule(LightningModule):
             self.config.distillation,
             temperature=self.config.rollout.temperature,
             seed=derive_seed(self.config.seed, "update", self.state.step),
-            scheduler=self.lr_schedulers(),
+            scheduler=self.schedule,
             backward=self.manual_backward,
             progress=self.progress.update,
         )
@@ -237,26 +238,29 @@ class P2OModule(LightningModule):
 
     # ------------------------------------------------------------------ Lightning's side
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW on the trained tensors; linear warm-up, then constant."""
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW on the trained tensors; linear warm-up, then constant.
+
+        The schedule is stepped by the update, which alone knows when a step was taken, so Lightning never sees it.
+        """
         config = self.config
-        optimizer = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             self.policy.trainable.values(),
             lr=config.tuning.learning_rate,
             betas=(config.policy.betas[0], config.policy.betas[1]),
             weight_decay=config.policy.weight_decay,
         )
         warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+        return self.optimizer
 
     def checkpoint(self) -> None:
         """Write ``last.ckpt``; where the newest validation is the best so far, keep it as ``best.ckpt`` too."""
         self.store.save(
             Checkpoint(
                 trainable=self.policy.state_dict(),
-                optimizer=self.optimizers(use_pl_optimizer=False).state_dict(),
-                scheduler=self.lr_schedulers().state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                scheduler=self.schedule.state_dict(),
                 state=self.state,
             )
         )
@@ -267,8 +271,8 @@ class P2OModule(LightningModule):
     def _restore(self) -> None:
         if self._resume_from is not None:
             self.policy.load_state_dict(self._resume_from.trainable)
-            self.optimizers(use_pl_optimizer=False).load_state_dict(self._resume_from.optimizer)
-            self.lr_schedulers().load_state_dict(self._resume_from.scheduler)
+            self.optimizer.load_state_dict(self._resume_from.optimizer)
+            self.schedule.load_state_dict(self._resume_from.scheduler)
             self._resume_from = None
 
     def _enter(self, stage: Stage) -> None:
