@@ -9,14 +9,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from p2o.reporting.environment import logging_to, write_environment
+from p2o.reporting.environment import log_to, record_environment
 
 KEY = "sk-verysecret-0123456789"
 
 
 def test_the_environment_file_names_versions_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    write_environment(tmp_path)
+    record_environment(tmp_path)
     text = (tmp_path / "environment.json").read_text()
     value = json.loads(text)
     assert value["packages"]["torch"] == torch.__version__
@@ -31,7 +31,7 @@ def test_messages_reach_file_and_console_without_the_key(tmp_path: Path, monkeyp
     monkeypatch.setenv("SHORT_TOKEN", "true")
     screen = io.StringIO()
     logger = logging.getLogger("p2o.reporting.test")
-    with logging_to(tmp_path, Console(file=screen, width=200)):
+    with log_to(tmp_path / "log.txt", Console(file=screen, width=200)):
         logger.info("calling with %s: it is true", KEY)
         try:
             raise ValueError(f"refused key {KEY}")
@@ -49,6 +49,6 @@ def test_messages_reach_file_and_console_without_the_key(tmp_path: Path, monkeyp
 
 def test_a_resumed_run_appends_to_its_log(tmp_path: Path) -> None:
     for word in ("first", "second"):
-        with logging_to(tmp_path, Console(file=io.StringIO())):
+        with log_to(tmp_path / "log.txt", Console(file=io.StringIO())):
             logging.getLogger("p2o").warning(word)
     assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]

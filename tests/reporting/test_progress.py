@@ -6,20 +6,24 @@ import re
 from rich.console import Console
 
 from p2o.reporting.progress import Progress
+from p2o.training.state import RunState
 
 
 def run(console: Console, *, enabled: bool = True) -> str:
     with Progress(3, enabled=enabled, console=console) as progress:
         for step in (1, 2, 3):
-            advance = progress.rollouts(6)
-            advance(4)
-            advance(2)
-            progress.update(2)(1)
+            rollouts = progress.rollouts(6)
+            rollouts(4)
+            rollouts(6)
+            progress.update()(1, 2)
             progress._bars.refresh()
-            progress.round(step, f"reward 0.{step}")
-        progress.evolution(40)(30, 0.75)
+            progress.round_done(RunState(step=step), {"rollout/reward": step / 10, "policy/loss": 0.0})
+        evolution = progress.evolution()
+        evolution(20, 40)
+        progress.rollouts(9)(5)
+        evolution(30, 40, 0.75)
         progress._bars.refresh()
-        progress.epoch("epoch 0: accuracy 0.50")
+        progress.epoch_done("epoch 0: accuracy 0.50")
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -28,7 +32,7 @@ def run(console: Console, *, enabled: bool = True) -> str:
 def test_without_a_terminal_each_round_is_one_plain_line() -> None:
     lines = run(Console(file=io.StringIO(), width=60)).splitlines()
     assert len(lines) == 4
-    assert re.fullmatch(r"round 1/3  reward 0\.1  0:0\d left", lines[0])
+    assert re.fullmatch(r"round 1/3  reward 0\.10  0:0\d left", lines[0])
     assert lines[3] == "epoch 0: accuracy 0.50"
 
 
@@ -37,8 +41,8 @@ def test_on_a_terminal_the_bars_show_run_part_and_note() -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     assert re.search(r"run .* 2/3", plain)
     assert re.search(r"update .* 1/2", plain)
-    assert re.search(r"evolution .* 30/40 .*best dev 0\.75", plain)
-    assert "reward 0.2" in plain
+    assert re.search(r"evolution .* 30/40 .*best dev 0\.75\s+rollouts .* 5/9", plain)
+    assert "reward 0.20" in plain
     assert "epoch 0: accuracy 0.50" in plain
 
 
@@ -46,7 +50,7 @@ def test_a_part_that_ended_no_longer_shows() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     with Progress(2, console=console) as progress:
         late = progress.rollouts(6)
-        progress.round(1)
+        progress.round_done(RunState(step=1), {})
         late(1)
         assert [task.description for task in progress._bars.tasks if task.visible] == ["run"]
 
@@ -58,10 +62,12 @@ def test_disabled_is_silent() -> None:
 
 def test_a_resumed_run_judges_the_time_left_by_its_own_rounds() -> None:
     console = Console(file=io.StringIO(), width=60)
-    with Progress(100, console=console) as progress:
-        progress.resume(90)
-        progress.round(90)
-        progress.round(91)
-    first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert first == "round 90/100"
-    assert second.endswith("0:00 left")
+    with Progress(1000, console=console) as progress:
+        progress._started -= 10
+        progress.round_done(RunState(step=901), {})
+        progress._started -= 10
+        progress.round_done(RunState(step=902), {})
+    assert isinstance(console.file, io.StringIO)
+    first, second = console.file.getvalue().splitlines()
+    assert first == "round 901/1000    16:30 left"
+    assert second == "round 902/1000    16:20 left"

@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 
 import p2o
 from p2o.files import write_json
+from p2o.reporting.terminal import TERMINAL
 
 PACKAGES = (
     "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf", "gepa", "datasets", "tensorboard",
@@ -46,7 +47,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_environment(run_dir: Path) -> None:
+def record_environment(run_dir: Path) -> None:
     write_json(run_dir / "environment.json", environment())
 
 
@@ -89,16 +90,16 @@ class RedactingFormatter(logging.Formatter):
 
 
 @contextmanager
-def logging_to(run_dir: Path, console: Console | None = None, level: int = logging.INFO) -> Iterator[None]:
-    """Send what the package logs to ``log.txt`` (appended, with times) and to ``console`` while the block runs."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+def log_to(path: Path, console: Console = TERMINAL) -> Iterator[None]:
+    """While the block runs, what the package logs goes to ``console`` and, with times, to the end of ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    screen = RichHandler(console=console or Console(stderr=True), show_path=False, show_time=False, markup=False)
+    screen = RichHandler(console=console, show_path=False, show_time=False, markup=False)
     screen.setFormatter(RedactingFormatter("%(message)s"))
     logger = logging.getLogger("p2o")
     before = logger.level, logger.propagate
-    logger.setLevel(level)
+    logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.addHandler(file)
     logger.addHandler(screen)

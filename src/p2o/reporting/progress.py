@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -19,15 +19,26 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-Advance = Callable[[int], None]
-"""Called with the number of newly finished pieces."""
+from p2o.reporting.terminal import TERMINAL
+
+if TYPE_CHECKING:
+    from p2o.training.state import RunState
+
+Done = Callable[[int], None]
+"""Called with the number of pieces that are done so far."""
+
+NOTED = {"rollout/reward": "reward {:.2f}", "rollout/live": "live {:.0f}", "policy/grad_norm": "grad {:.2g}"}
+"""Which scalars of a round are worth a look at the terminal."""
+
+PARTS = ("evolution", "rollouts", "validation", "update")
+"""From top to bottom: an evolution's rollouts are shown below it."""
 
 
 class Note(ProgressColumn):
     """A short remark behind a bar, such as the best score so far."""
 
     def render(self, task: Task) -> str:
-        return task.fields.get("note", "")
+        return str(task.fields.get("note", ""))
 
 
 class Progress:
@@ -37,26 +48,27 @@ class Progress:
     line. ``enabled=False`` says nothing at all.
     """
 
-    def __init__(self, rounds: int, *, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(self, rounds: int, *, enabled: bool = True, console: Console = TERMINAL) -> None:
         """``rounds`` is the number of rounds of the whole run."""
-        self.console = console or Console(stderr=True)
-        self._lines = enabled and not self.console.is_terminal
+        self.console = console
         self._rounds = rounds
+        self._live = enabled and console.is_terminal
+        self._lines = enabled and not console.is_terminal
         self._bars = Bars(
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             Note(),
-            console=self.console,
-            disable=not enabled or self._lines,
+            console=console,
+            disable=not self._live,
             transient=True,
         )
         self._run = self._bars.add_task("run", total=rounds)
-        self._parts: dict[str, TaskID] = {}
+        self._parts = {name: self._bars.add_task(f"  {name}", total=None, visible=False) for name in PARTS}
         self._started = time.monotonic()
-        self._first = 0
+        self._first: int | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -66,65 +78,65 @@ class Progress:
         self._hide_parts()
         self._bars.stop()
 
-    def resume(self, step: int) -> None:
-        """Start at ``step`` rounds done; the time left is judged by the rounds that follow."""
-        self._first = step
-        self._bars.reset(self._run, total=self._rounds, completed=step)
-        self._started = time.monotonic()
-
-    def round(self, step: int, note: str = "") -> None:
-        """``step`` rounds of the run are done; ``note`` says in a few words how the last one went."""
+    def round_done(self, state: RunState, scalars: Mapping[str, float]) -> None:
+        """``state.step`` rounds of the run are done; ``scalars`` are those of the last one, see :data:`NOTED`."""
         self._hide_parts()
-        self._bars.update(self._run, completed=step, note=note)
+        note = "  ".join(text.format(scalars[name]) for name, text in NOTED.items() if name in scalars)
+        if self._first is None:  # a resumed run starts in the middle: time left is judged by its own rounds
+            self._first = state.step - 1
+            self._bars.reset(self._run, total=self._rounds, completed=self._first)
+        self._bars.update(self._run, completed=state.step, note=note)
         if self._lines:
-            self._print(f"round {step}/{self._rounds}  {note}  {self._time_left(step)}")
+            seconds = (time.monotonic() - self._started) / (state.step - self._first) * (self._rounds - state.step)
+            left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+            self._print(f"round {state.step}/{self._rounds}  {note}  {left}")
 
-    def epoch(self, text: str) -> None:
+    def epoch_done(self, text: str) -> None:
         """A line that stays: what an epoch did."""
         self._hide_parts()
-        if self._lines or not self._bars.disable:
+        if self._lines or self._live:
             self._print(text)
 
-    def rollouts(self, total: int) -> Advance:
-        return self._part_of("rollouts", total)
+    def rollouts(self, total: int) -> Done:
+        return self._part("rollouts", total)
 
-    def validation(self, total: int) -> Advance:
-        return self._part_of("validation", total)
+    def validation(self, total: int) -> Done:
+        return self._part("validation", total)
 
-    def update(self, total: int) -> Advance:
-        """``total`` micro-batches."""
-        return self._part_of("update", total)
+    def update(self) -> Callable[[int, int], None]:
+        """Takes the micro-batches done and their number."""
+        return self._part_of_unknown_size("update")
 
-    def evolution(self, budget: int) -> Callable[[int, float | None], None]:
-        """Takes the metric calls used so far, of ``budget``, and the best dev score so far."""
-        task = self._start_part("evolution", budget)
+    def evolution(self) -> Callable[[int, int, float | None], None]:
+        """Takes the metric calls used, the budget of them, and the best dev score so far."""
+        show = self._part_of_unknown_size("evolution")
 
-        def report(used: int, best: float | None = None) -> None:
-            self._bars.update(task, completed=used, note="" if best is None else f"best dev {best:.2f}")
+        def report(used: int, budget: int, best: float | None = None) -> None:
+            show(used, budget, "" if best is None else f"best dev {best:.2f}")
 
         return report
 
-    def _part_of(self, name: str, total: int) -> Advance:
-        task = self._start_part(name, total)
-        return lambda count: self._bars.advance(task, count)
+    def _part(self, name: str, total: int) -> Done:
+        task = self._start(name, total)
+        return lambda done: self._bars.update(task, completed=done)
 
-    def _start_part(self, name: str, total: int) -> TaskID:
-        self._hide_parts()
-        if name not in self._parts:
-            self._parts[name] = self._bars.add_task(f"  {name}", total=total)
+    def _part_of_unknown_size(self, name: str) -> Callable[..., None]:
+        task = self._start(name, None)
+
+        def show(done: int, total: int, note: str = "") -> None:
+            self._bars.update(task, completed=done, total=total, note=note)
+
+        return show
+
+    def _start(self, name: str, total: int | None) -> TaskID:
+        self._hide_parts(but="evolution")  # the rollouts below it are its own
         self._bars.reset(self._parts[name], total=total, visible=True, note="")
         return self._parts[name]
 
-    def _hide_parts(self) -> None:
-        for task in self._parts.values():
-            self._bars.update(task, visible=False)
-
-    def _time_left(self, step: int) -> str:
-        done = step - self._first
-        if done <= 0:
-            return ""
-        seconds = (time.monotonic() - self._started) / done * (self._rounds - step)
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+    def _hide_parts(self, but: str = "") -> None:
+        for name, task in self._parts.items():
+            if name != but:
+                self._bars.update(task, visible=False)
 
     def _print(self, text: str) -> None:
         self.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
