@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from p2o.config import Config
 from p2o.types import PLAIN, Grade, Group, Outcome, Problem, Rollout
 
 OUTCOMES = {
@@ -40,3 +41,8 @@ def build_group(problem_id: str, outcomes: str, templates: tuple[str, ...] | Non
 @pytest.fixture
 def make_group() -> Callable[..., Group]:
     return build_group
+
+
+@pytest.fixture
+def config(configure: Callable[..., Config]) -> Config:
+    return configure("+experiment=teacher_ref", "model=tiny", "seed=3", "logger.samples=2")

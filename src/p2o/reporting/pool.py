@@ -1,0 +1,56 @@
+"""The templates of a run on disk: ``evolution/epoch-000/pool.json`` and ``assignment.json``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2o.evolution.assignment import assignment_to_json, template_to_json
+from p2o.files import write_json
+from p2o.types import Assignment
+
+if TYPE_CHECKING:
+    from p2o.evolution.gepa_phase import Evolution
+
+
+def write_pool(run_dir: Path, epoch: int, step: int, evolution: Evolution, assignment: Assignment) -> dict[str, Any]:
+    """Write what an evolution found and what the next epoch makes of it; returns the value of ``pool.json``.
+
+    Each template has its text, parents, dev score, the dev questions that it solved, whether the cover chose it and
+    how many rollouts of the next epoch use it.
+    """
+    uses = Counter(template for ids in assignment.by_problem.values() for template in ids)
+    pool = {
+        "epoch": epoch,
+        "step": step,
+        "seed_dev_score": evolution.seed_dev_score,
+        "dev_ids": list(evolution.dev_ids),
+        "train_ids": list(evolution.train_ids),
+        "metric_calls": evolution.metric_calls,
+        "reflection_calls": evolution.reflection_calls,
+        "rejected": {str(kind): count for kind, count in evolution.rejected.items()},
+        "leaked": evolution.leaked,
+        "stop_reason": evolution.stop_reason,
+        "templates": [
+            template_to_json(template) | {"chosen": template.id in assignment.templates, "uses": uses[template.id]}
+            for template in evolution.pool
+        ],
+    }
+    folder = run_dir / "evolution" / f"epoch-{epoch:03d}"
+    write_json(folder / "pool.json", pool)
+    write_json(folder / "assignment.json", assignment_to_json(assignment))
+    return pool
+
+
+def read_pools(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The values of the run's ``pool.json`` files, by epoch."""
+    for path in sorted((run_dir / "evolution").glob("epoch-*/pool.json")):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def template_texts(run_dir: Path) -> dict[str, str]:
+    """Template id → text, of every template that the run found."""
+    return {template["id"]: template["text"] for pool in read_pools(run_dir) for template in pool["templates"]}

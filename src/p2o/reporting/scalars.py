@@ -1,0 +1,128 @@
+"""What a round, a validation, an evolution and an epoch say in numbers, and how the charts are grouped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from p2o.types import Group, Outcome, Rollout
+
+if TYPE_CHECKING:
+    from p2o.evolution.gepa_phase import Evolution
+    from p2o.rollout.ledger import Ledger
+    from p2o.training.state import EpochSummary
+
+Scalars = dict[str, float]
+
+LAYOUT = {
+    "Does it learn? (Figure 3)": {
+        "validation accuracy, plain questions": ["Multiline", [r"validation/accuracy$"]],
+        "training reward": ["Multiline", [r"rollout/reward$"]],
+        "success of plain and templated rollouts": ["Multiline", [r"rollout/success_(plain|templated)$"]],
+    },
+    "The hard questions (Figure 4)": {
+        "pass@1, plain and evolved prompts": ["Multiline", [r"epoch/(plain|evolved)_pass_at_1$"]],
+        "pass@K, plain and evolved prompts": ["Multiline", [r"epoch/(plain|evolved)_pass_at_k$"]],
+        "hard questions, and those without any success": ["Multiline", [r"epoch/hard(_all_fail)?$"]],
+    },
+    "The signal": {
+        "groups: live, all wrong, all right": ["Multiline", [r"rollout/(live|all_fail|all_pass)$"]],
+        "outcomes": ["Multiline", [r"rollout/(correct|wrong|unparseable|timeout)$"]],
+        "length and share cut short": ["Multiline", [r"rollout/(length|truncated)$"]],
+    },
+    "The templates": {
+        "dev score: empty template and best": ["Multiline", [r"evolution/(seed|best)_dev_score$"]],
+        "templates found and proposals refused": ["Multiline", [r"evolution/(pool|chosen|refused|leaked)$"]],
+    },
+    "The update": {
+        "loss": ["Multiline", [r"policy/loss$"]],
+        "gradient norm": ["Multiline", [r"policy/grad_norm$"]],
+        "entropy": ["Multiline", [r"policy/entropy$"]],
+        "tokens clipped and masked": ["Multiline", [r"policy/(clip_fraction|masked.*)$"]],
+    },
+    "The cost": {
+        "generated tokens by phase": ["Multiline", [r"ledger/generated_tokens/"]],
+        "seconds a round": ["Multiline", [r"time/"]],
+    },
+}
+"""Charts of TensorBoard's custom-scalars tab; the lists hold patterns of scalar names."""
+
+
+def rollout_scalars(rollouts: Sequence[Rollout]) -> Scalars:
+    """Mean reward, share of each outcome, mean length in tokens, share that was cut at the length limit."""
+    counts = {outcome: sum(r.grade.outcome is outcome for r in rollouts) for outcome in Outcome}
+    return {
+        "reward": fmean(r.reward for r in rollouts),
+        **{outcome.value: count / len(rollouts) for outcome, count in counts.items()},
+        "length": fmean(len(r.tokens) for r in rollouts),
+        "truncated": fmean(r.finish_reason == "length" for r in rollouts),
+    }
+
+
+def round_scalars(groups: Sequence[Group]) -> Scalars:
+    """One round's rollouts: all together, plain and templated success apart, and how many groups teach anything.
+
+    A group with equal rewards has no advantage (equation 3); ``all_fail`` and ``all_pass`` are those of them in which
+    no answer, or every answer, is correct.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    plain = [rollout.correct for rollout in rollouts if rollout.plain]
+    templated = [rollout.correct for rollout in rollouts if not rollout.plain]
+    dead = [group for group in groups if len(set(group.rewards)) == 1]
+    scalars = rollout_scalars(rollouts) | {
+        "groups_templated": sum(group.templated for group in groups),
+        "live": len(groups) - len(dead),
+        "all_fail": sum(not any(rollout.correct for rollout in group.rollouts) for group in dead),
+        "all_pass": sum(all(rollout.correct for rollout in group.rollouts) for group in dead),
+    }
+    if plain:
+        scalars["success_plain"] = fmean(plain)
+    if templated:
+        scalars["success_templated"] = fmean(templated)
+    return scalars
+
+
+def evolution_scalars(evolution: Evolution, chosen: int) -> Scalars:
+    """``chosen`` is the number of templates that the next epoch will use."""
+    return {
+        "seed_dev_score": evolution.seed_dev_score,
+        "best_dev_score": max(template.dev_score for template in evolution.pool),
+        "pool": len(evolution.pool),
+        "chosen": chosen,
+        "solved": len(frozenset().union(*(template.covers for template in evolution.pool))),
+        "dev": len(evolution.dev_ids),
+        "metric_calls": evolution.metric_calls,
+        "reflection_calls": evolution.reflection_calls,
+        "refused": sum(evolution.rejected.values()),
+        "leaked": evolution.leaked,
+    }
+
+
+def epoch_scalars(summary: EpochSummary) -> Scalars:
+    """The numbers of an epoch's summary; what was not measured is left out."""
+    values = dataclasses.asdict(summary)
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("epoch", "step") and isinstance(value, int | float)
+    }
+
+
+def ledger_scalars(ledger: Ledger) -> Scalars:
+    """Running sums: tokens by phase and in all."""
+    total = ledger.totals()
+    phases = ledger.to_json()
+    return {
+        **{f"generated_tokens/{phase}": counts["generated_tokens"] for phase, counts in phases.items()},
+        "generated_tokens_all": total.generated_tokens,
+        "trained_tokens_all": total.trained_tokens,
+        "metric_calls_all": total.metric_calls,
+        "reflection_calls_all": total.reflection_calls,
+    }
+
+
+def under(group: str, scalars: Mapping[str, float]) -> Scalars:
+    """The same numbers, named ``group/name``."""
+    return {f"{group}/{name}": value for name, value in scalars.items()}
