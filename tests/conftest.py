@@ -10,11 +10,13 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from p2o.config import Config, load_config, register_schemas
+from p2o.config.launcher import register_launcher
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
 register_schemas()
+register_launcher()
 
 
 @pytest.fixture

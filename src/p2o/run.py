@@ -8,9 +8,11 @@ import hydra
 from omegaconf import DictConfig
 
 from p2o.config import ConfigError, load_config, register_schemas
+from p2o.config.launcher import register_launcher
 from p2o.config.suggest import unknown_keys
 
 register_schemas()
+register_launcher()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="config")
