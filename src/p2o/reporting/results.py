@@ -52,16 +52,15 @@ def _row(run_dir: Path) -> dict[str, Any]:
     summary = read_summary(run_dir)
     if summary is None:
         return {"status": "absent", "run_dir": str(run_dir)}
-    phases = summary["ledger"].values()
-    total = {key: sum(phase[key] for phase in phases) for key in ("generated_tokens", "trained_tokens", "metric_calls")}
-    seconds = sum(phase["seconds"] for phase in phases)
+    ledger = summary["ledger"]
+    total = {key: ledger[key]["total"] for key in ("generated_tokens", "trained_tokens", "metric_calls")}
     accuracy = {f"val_accuracy_{key}": summary["val_accuracy"][key] for key in ("initial", "best", "final")}
     return {
         "variant": summary["experiment"],
         "seed": summary["seed"],
         **accuracy,
         **total,
-        "seconds": round(seconds, 1),
+        "seconds": round(ledger["seconds"]["total"], 1),
         "status": summary["status"],
         "run_dir": str(run_dir),
     }

@@ -14,6 +14,7 @@ import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -99,9 +100,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             scheduler=content["scheduler"],
             state=RunState.from_json(json.loads(content["state"])),
         )
+    except CheckpointError:
+        raise
+    except UnpicklingError as error:
+        raise CheckpointError(f"{path} cannot be read: it holds more than tensors and plain values") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
 
 

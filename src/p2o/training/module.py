@@ -29,7 +29,7 @@ from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.sampler import Sampler
 from p2o.training.budget import exhausted
-from p2o.training.checkpoint import Checkpoint, CheckpointStore
+from p2o.training.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
 from p2o.training.metrics import epoch_summary
 from p2o.training.state import RunState, Stage
 from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
@@ -85,6 +85,7 @@ class P2OModule(LightningModule):
         This hook, since Lightning asks for an epoch's rounds before ``on_train_start``.
         """
         self._restore()
+        self.reporter.start(self.state)
         self.sampler.engine.sync(self.state.policy_version)
         if self.state.stage is Stage.START:
             self.validate_plain()
@@ -103,8 +104,8 @@ class P2OModule(LightningModule):
             state.records[group.problem.id] = Record.of(group)
         state.round += 1
         state.step += 1
-        self.reporter.round(state, groups, metrics, seconds={"rollout": sampling_s, "update": update_s})
-        self.progress.round(state.step, _round_note(groups, metrics))
+        scalars = self.reporter.round(state, groups, metrics, seconds={"rollout": sampling_s, "update": update_s})
+        self.progress.round_done(state, scalars)
         if self._validation_due():
             self.validate_plain()
         if self.trainer.is_last_batch or self._budget_spent():
@@ -114,6 +115,11 @@ class P2OModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.prompt_phase()
+
+    def on_fit_end(self) -> None:
+        """Keep the policy and tell what was learnt."""
+        self.export()
+        self.reporter.finish(self.state)
 
     def prompt_phase(self) -> None:
         """Epoch end: mine the hard set, evolve templates on it, choose and assign them for the next epoch."""
@@ -133,7 +139,7 @@ class P2OModule(LightningModule):
         state.epoch += 1
         state.round = 0
         self._enter(Stage.DONE if self._finished() else Stage.POLICY)
-        self.reporter.epoch(state, summary)
+        self.progress.epoch_done(self.reporter.epoch(state, summary))
         self.trainer.should_stop = state.stage is Stage.DONE
 
     # ------------------------------------------------------------------ policy phase
@@ -165,7 +171,7 @@ class P2OModule(LightningModule):
             seed=derive_seed(self.config.seed, "update", self.state.step),
             scheduler=self.schedule,
             backward=self.manual_backward,
-            progress=self.progress.update,
+            progress=self.progress.update(),
         )
         self.state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
         return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
@@ -192,7 +198,7 @@ class P2OModule(LightningModule):
             count_tokens=self.sampler.renderer.count_tokens,
             ledger=state.ledger,
             warm_start=state.front if config.gepa.warm_start else (),
-            progress=self.progress.evolution,
+            progress=self.progress.evolution(),
         )
         return evolution, ""
 
@@ -253,6 +259,11 @@ class P2OModule(LightningModule):
         warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
         self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
         return self.optimizer
+
+    def export(self) -> None:
+        """Write the best checkpoint's policy to ``model/``, for transformers and peft."""
+        self.policy.load_state_dict(read_checkpoint(self.store.best).trainable)
+        self.policy.save(self.run_dir / "model")
 
     def checkpoint(self) -> None:
         """Write ``last.ckpt``; where the newest validation is the best so far, keep it as ``best.ckpt`` too."""
@@ -318,7 +329,3 @@ def _timed(call: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     return call(), time.perf_counter() - start
 
-
-def _round_note(groups: Sequence[Group], metrics: dict[str, float]) -> str:
-    rewards = [reward for group in groups for reward in group.rewards]
-    return f"reward {sum(rewards) / len(rewards):.2f}, {metrics['live']:.0f}/{len(groups)} groups teach"

@@ -1,0 +1,47 @@
+"""A run finds its folder again, and nobody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from p2o.config import Config
+from p2o.training.run_folder import RunFolderError, open_run_folder
+
+
+def test_a_new_folder_gets_the_configuration(configure: Callable[..., Config]) -> None:
+    run_dir = open_run_folder(configure("+experiment=grpo", "seed=3"))
+    written = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert (written["name"], written["seed"], written["gepa"]["variant"]) == ("grpo", 3, "off")
+
+
+def test_the_same_configuration_continues(configure: Callable[..., Config]) -> None:
+    first = open_run_folder(configure("seed=3"))
+    assert open_run_folder(configure("seed=3", "trainer.threads=1", "trainer.progress=false")) == first
+
+
+def test_another_configuration_is_refused_with_its_keys(configure: Callable[..., Config]) -> None:
+    open_run_folder(configure())
+    with pytest.raises(RunFolderError) as caught:
+        open_run_folder(configure("policy.rollouts=4", "seed=1", "tuning=full"))
+    lines = str(caught.value).splitlines()
+    assert "  policy.rollouts: 6 there, 4 asked for" in lines
+    assert "  seed: 0 there, 1 asked for" in lines
+    assert "  tuning.kind: 'lora' there, 'full' asked for" in lines
+
+
+def test_resume_false_refuses_a_folder_with_anything_in_it(configure: Callable[..., Config]) -> None:
+    open_run_folder(configure("resume=false"))
+    with pytest.raises(RunFolderError, match="not empty and resume=false"):
+        open_run_folder(configure("resume=false"))
+
+
+def test_a_foreign_folder_is_left_alone(configure: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"no config\.yaml"):
+        open_run_folder(configure())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
