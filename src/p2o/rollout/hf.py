@@ -1,0 +1,222 @@
+"""The transformers engine: one decoding loop for groups of rollouts, on the policy's own module.
+
+Shapes: R rows (sequences being decoded), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from p2o.config.schema import HfRollout
+from p2o.policy.model import Policy
+from p2o.rollout.cache import RowCache
+from p2o.rollout.decoding import draw, uniforms
+from p2o.rollout.engine import OnFinish, StalePolicyError
+from p2o.rollout.twin import Twin
+from p2o.types import Generation, Prompt, SamplingParams
+
+PREFILL_TOKENS = 2048
+"""Prompt tokens, padding included, of one forward pass."""
+
+
+class HfEngine:
+    """Samples from a :class:`~p2o.policy.model.Policy` in this process, without a second model.
+
+    ``sync`` builds an inference twin (see :mod:`p2o.rollout.twin`) of the current weights; later updates of the policy
+    do not reach it, so every generation is made by the version that it is stamped with.
+    """
+
+    def __init__(self, policy: Policy, config: HfRollout) -> None:
+        self.policy = policy
+        self.config = config
+        self.stop_ids = stop_token_ids(policy)
+        self._version = -1
+        self._twin: Twin | None = None
+        self._reference: Twin | None = None
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def sync(self, version: int) -> None:
+        self._twin = None  # the old copy is freed before the new one is made
+        self._twin = Twin(self.policy.causal_lm, self.policy.dtype)
+        self._version = version
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        *,
+        version: int,
+        reference: bool = False,
+        on_finish: OnFinish | None = None,
+    ) -> list[Generation]:
+        if version != self._version or self._twin is None:
+            raise StalePolicyError(f"the engine holds policy version {self._version}, not {version}: call sync first")
+        self._check_context(prompts, sampling)
+        if not prompts:
+            return []
+        decode = _Decode(self._twin_of(reference), self, prompts, sampling, on_finish)
+        return decode.run()
+
+    def close(self) -> None:
+        self._twin = self._reference = None
+        self._version = -1
+
+    def _twin_of(self, reference: bool) -> Twin:
+        assert self._twin is not None
+        if not reference or self.policy.lora:
+            self._twin.use_adapter(not reference)
+            return self._twin
+        if self._reference is None:
+            with self.policy.reference():
+                self._reference = Twin(self.policy.causal_lm, self.policy.dtype)
+        return self._reference
+
+    def _check_context(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        config = self.policy.causal_lm.config
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        limit = min(x for x in (window, getattr(config, "max_position_embeddings", None), 2**31) if x)
+        longest = max((len(p.tokens) for p in prompts), default=0)
+        if longest + sampling.max_new_tokens > limit:
+            raise ValueError(
+                f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {limit} tokens that "
+                f"{type(self.policy.causal_lm).__name__} can attend to: lower rollout.max_new_tokens"
+            )
+
+
+def stop_token_ids(policy: Policy) -> frozenset[int]:
+    """Every id that ends a sequence, by the generation config or by the tokenizer."""
+    configured = policy.causal_lm.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(i for i in (*ids, policy.tokenizer.eos_token_id) if i is not None)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sequence being decoded: which prompt it belongs to and what it has so far."""
+
+    prompt: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
+class _Decode:
+    """One call of generate. Rows 0 … R-1 of the cache are in use; free ones are filled from the queue.
+
+    A row enters the loop with all but the last token of its prompt in the cache: its first step feeds that last
+    token, so that logits are computed in one place only.
+    """
+
+    def __init__(
+        self,
+        twin: Twin,
+        engine: HfEngine,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        on_finish: OnFinish | None,
+    ) -> None:
+        policy = engine.policy
+        self.twin = twin
+        self.prompts = prompts
+        self.sampling = sampling
+        self.on_finish = on_finish
+        self.stop_ids = engine.stop_ids
+        self.tokenizer = policy.tokenizer
+        self.device = policy.device
+        self.capacity = min(engine.config.max_rows, len(prompts))
+        self.cache = RowCache(self.capacity, policy.dtype, self.device)
+        # Rows of one prompt sit side by side; long prompts go first so that rows of like length meet.
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens), reverse=True)
+        self.queue = order[::-1]
+        self.rows: list[_Row] = []
+        self.results: dict[int, Generation] = {}
+        self.uniforms = torch.zeros(len(prompts), sampling.max_new_tokens)
+        if sampling.temperature > 0:
+            self.uniforms = uniforms([p.seed for p in prompts], sampling.max_new_tokens)
+
+    def run(self) -> list[Generation]:
+        while self.rows or self.queue:
+            self._retire()
+            if self.rows:
+                self._step()
+        return [self.results[i] for i in range(len(self.prompts))]
+
+    def _retire(self) -> None:
+        """Fill the places of ended rows from the queue, or close the gaps."""
+        free = [i for i, row in enumerate(self.rows) if row.ended]
+        fresh: list[int] = []
+        while self.queue and (free or len(self.rows) < self.capacity):
+            row = _Row(self.queue.pop())
+            if free:
+                slot = free.pop(0)
+                self.rows[slot] = row
+            else:
+                slot = len(self.rows)
+                self.rows.append(row)
+            fresh.append(slot)
+        self._prefill(fresh)
+        for slot in reversed(free):
+            last = self.rows.pop()
+            if slot < len(self.rows):
+                self.rows[slot] = last
+                self.cache.move(len(self.rows), slot)
+
+    def _prefill(self, slots: Sequence[int]) -> None:
+        """Compute each distinct prompt once, in batches of like length, and give it to the rows that share it."""
+        by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for slot in slots:
+            tokens = self.prompts[self.rows[slot].prompt].tokens[:-1]
+            if tokens:
+                by_prompt[tokens].append(slot)
+        pending = sorted(by_prompt, key=len)
+        while pending:
+            width = len(pending[-1])
+            batch = [pending.pop() for _ in range(min(len(pending), max(1, PREFILL_TOKENS // width)))]
+            ids = torch.tensor([t + (0,) * (width - len(t)) for t in batch], device=self.device)
+            pairs = [(i, slot) for i, tokens in enumerate(batch) for slot in by_prompt[tokens]]
+            source, target = torch.tensor(pairs, device=self.device).unbind(1)
+            self.cache.prefill(source, target, width)
+            positions = torch.arange(width, device=self.device)[None]
+            self.twin.hidden(input_ids=ids, position_ids=positions, past_key_values=self.cache)
+
+    def _step(self) -> None:
+        """One token for every row."""
+        steps = [len(row.tokens) for row in self.rows]
+        lengths = [len(self.prompts[row.prompt].tokens) - 1 + n for row, n in zip(self.rows, steps, strict=True)]
+        last = [row.tokens[-1] if row.tokens else self.prompts[row.prompt].tokens[-1] for row in self.rows]
+        positions_R = torch.tensor(lengths, device=self.device)
+        mask = self.cache.step(positions_R, max(lengths))
+        hidden = self.twin.hidden(
+            input_ids=torch.tensor(last, device=self.device)[:, None],
+            position_ids=positions_R[:, None],
+            attention_mask=mask,
+            past_key_values=self.cache,
+        )
+        u_R = self.uniforms[[row.prompt for row in self.rows], steps].to(self.device)
+        tokens_R, logprobs_R = draw(self.twin.logits(hidden[:, 0]), u_R, self.sampling)
+        self._append(tokens_R, logprobs_R)
+
+    def _append(self, tokens_R: Tensor, logprobs_R: Tensor) -> None:
+        for row, token, logprob in zip(self.rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            stopped = token in self.stop_ids
+            if stopped or len(row.tokens) == self.sampling.max_new_tokens:
+                row.ended = True
+                self._finish(row, "stop" if stopped else "length")
+
+    def _finish(self, row: _Row, reason: str) -> None:
+        text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        generation = Generation(tuple(row.tokens), tuple(row.logprobs), text, reason)
+        self.results[row.prompt] = generation
+        if self.on_finish is not None:
+            self.on_finish(row.prompt, generation)
