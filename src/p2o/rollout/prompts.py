@@ -60,6 +60,10 @@ class PromptRenderer:
             raise PromptTooLongError(len(tokens), self.max_prompt_tokens)
         return tokens
 
+    def length(self, question: str, template: str = "") -> int:
+        """Number of tokens of T(x, z), whatever the limit."""
+        return len(self._encode(self.text(question, template)))
+
     def render_chat(self, text: str) -> tuple[int, ...]:
         """Token ids of one user message, e.g. a reflection prompt. Only the engine's context bounds its length."""
         return self._encode(text)
