@@ -202,10 +202,10 @@ def _from_wheel(config: WheelModel) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 
 def _random(config: RandomModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen3Config
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
     tokenizer = byte_tokenizer()
-    classes: dict[str, type[PreTrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+    classes: dict[str, Any] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
     if config.architecture not in classes:
         raise ModelError(f"model.architecture={config.architecture}: choose one of {', '.join(classes)}")
     shape = classes[config.architecture](

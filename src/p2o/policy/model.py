@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -53,7 +53,9 @@ class Policy:
     @property
     def causal_lm(self) -> PreTrainedModel:
         """The transformers model: of a LoRA policy the one that carries the adapter's layers."""
-        return self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        return cast(
+            PreTrainedModel, self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
+        )
 
     @property
     def lora(self) -> bool:
@@ -101,7 +103,8 @@ class Policy:
                 yield
             return
         if self._frozen is None:
-            self._frozen = load_causal_lm(self.model_config, self.dtype).requires_grad_(False).to(self.device)
+            frozen = load_causal_lm(self.model_config, self.dtype).requires_grad_(False)
+            self._frozen = cast(PreTrainedModel, nn.Module.to(frozen, self.device))
         self._module = self._frozen
         try:
             yield
@@ -134,7 +137,7 @@ class Policy:
         """
         with staged_folder(Path(folder)) as staged:
             if isinstance(self._live, PeftModel):
-                self._live.save_pretrained(staged)
+                self._live.save_pretrained(str(staged))
             else:
                 state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
                 self._live.save_pretrained(staged, state_dict=state)
@@ -180,7 +183,7 @@ def _with_adapter(lm: PreTrainedModel, tuning: LoraTuning, seed: int) -> PeftMod
         # Autocast already brings the adapter's weights to the activations' dtype; peft would first copy
         # every activation to float32.
         if hasattr(layer, "cast_input_dtype_enabled"):
-            layer.cast_input_dtype_enabled = False
+            layer.cast_input_dtype_enabled = False  # type: ignore[assignment]
     return module.eval()
 
 
