@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -215,7 +216,7 @@ class _Decode:
                 self._finish(row, "stop" if stopped else "length")
 
     def _finish(self, row: _Row, reason: str) -> None:
-        text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        text: Any = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
         generation = Generation(tuple(row.tokens), tuple(row.logprobs), text, reason)
         self.results[row.prompt] = generation
         if self.on_finish is not None:

@@ -64,6 +64,10 @@ class PromptRenderer:
         """Number of tokens of T(x, z), whatever the limit."""
         return len(self._encode(self.text(question, template)))
 
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a bare text, such as a template."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
     def render_chat(self, text: str) -> tuple[int, ...]:
         """Token ids of one user message, e.g. a reflection prompt. Only the engine's context bounds its length."""
         return self._encode(text)

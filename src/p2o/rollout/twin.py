@@ -11,21 +11,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from p2o.rollout.cache import ATTENTION
 
 PACKED_ROWS = 96
 
+Layer = nn.Linear | LoraLinear
+
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """A linear layer's parts: ``weight`` [N, K], ``bias`` [N], and of its adapter ``down`` A [r, K], ``up`` sB [N, r]."""
+    """A linear layer's ``weight`` [N, K] and ``bias`` [N], and its adapter's ``down`` A [r, K] and ``up`` sB [N, r]."""
 
     weight: Tensor
     bias: Tensor | None
@@ -33,21 +36,27 @@ class _Weights:
     up: Tensor | None = None
 
 
-def _weights(layer: nn.Module) -> _Weights:
+def _base(layer: Layer) -> nn.Linear:
+    base: Any = layer if isinstance(layer, nn.Linear) else layer.get_base_layer()
+    return base
+
+
+def _weights(layer: Layer) -> _Weights:
+    base = _base(layer)
     if not isinstance(layer, LoraLinear):
-        return _Weights(layer.weight, layer.bias)
-    base = layer.get_base_layer()
+        return _Weights(base.weight, base.bias)
     if len(layer.active_adapters) != 1 or layer.lora_variant or layer.merged:
         raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter a layer, not {layer}")
     (name,) = layer.active_adapters
-    up = layer.lora_B[name].weight * layer.scaling[name]
-    return _Weights(base.weight, base.bias, layer.lora_A[name].weight, up)
+    down: Any = layer.lora_A[name]
+    up: Any = layer.lora_B[name]
+    return _Weights(base.weight, base.bias, down.weight, up.weight * layer.scaling[name])
 
 
 class _Joint(nn.Module):
     """Several linear layers of one input as one product, with their adapters."""
 
-    def __init__(self, layers: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Iterable[Layer], dtype: torch.dtype) -> None:
         super().__init__()
         parts = [_weights(layer) for layer in layers]
         self.dtype = dtype
@@ -108,14 +117,14 @@ class _Share(nn.Module):
 class _Probe(nn.Module):
     """Stands for a linear layer while the model's wiring is read: records its input, computes nothing."""
 
-    def __init__(self, layer: nn.Module, seen: list[tuple[nn.Module, Tensor]]) -> None:
+    def __init__(self, layer: Layer, seen: list[tuple[Layer, Tensor]]) -> None:
         super().__init__()
         self.layer = layer
         self.seen = seen
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append((self.layer, x))
-        return x.new_zeros(*x.shape[:-1], self.layer.out_features)
+        return x.new_zeros(*x.shape[:-1], _base(self.layer).out_features)
 
 
 class Twin:
@@ -131,10 +140,10 @@ class Twin:
         config._attn_implementation = ATTENTION
         backbone = getattr(lm, lm.base_model_prefix)
         layers = list(_linear_layers(backbone))
-        seen: list[tuple[nn.Module, Tensor]] = []
+        seen: list[tuple[Layer, Tensor]] = []
         probed = _clone(backbone, {layer: _Probe(layer, seen) for layer in layers}, config)
         probed(input_ids=torch.zeros(1, 1, dtype=torch.long, device=lm.device), use_cache=False)
-        by_input: dict[int, list[nn.Module]] = {}
+        by_input: dict[int, list[Layer]] = {}
         for layer, x in seen:
             by_input.setdefault(id(x), []).append(layer)
         swap: dict[nn.Module, nn.Module] = {}
@@ -160,23 +169,25 @@ class Twin:
         return self._head(hidden_RD)[0]
 
 
-def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
+def _linear_layers(module: nn.Module) -> Iterator[Layer]:
     """The linear layers below ``module``, an adapted one as a whole."""
-    if isinstance(module, LoraLinear | nn.Linear):
+    if isinstance(module, Layer):
         yield module
     else:
         for child in module.children():
             yield from _linear_layers(child)
 
 
-def _clone(module: nn.Module, swap: Mapping[nn.Module, nn.Module], config: object) -> nn.Module:
+def _clone(module: nn.Module, swap: Mapping[nn.Module, nn.Module], config: PreTrainedConfig) -> nn.Module:
     """The same tree of modules with some swapped; parameters are shared where frozen, copied where trained."""
     if module in swap:
         return swap[module]
     twin = copy.copy(module)
     children = {name: _clone(child, swap, config) for name, child in module.named_children()}
-    parameters = {n: p.detach().clone() if p.requires_grad else p for n, p in module._parameters.items() if p is not None}
+    parameters = {
+        n: p.detach().clone() if p.requires_grad else p for n, p in module._parameters.items() if p is not None
+    }
     twin.__dict__ |= {"_modules": children, "_parameters": {**module._parameters, **parameters}, "training": False}
-    if hasattr(twin, "config"):
-        twin.config = config
+    if hasattr(module, "config"):
+        twin.__dict__["config"] = config
     return twin
