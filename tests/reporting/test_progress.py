@@ -5,6 +5,7 @@ import re
 
 from rich.console import Console
 
+from p2o.evolution.gepa_phase import EvolutionProgress
 from p2o.reporting.progress import Progress
 from p2o.training.state import RunState
 
@@ -19,9 +20,9 @@ def run(console: Console, *, enabled: bool = True) -> str:
             progress._bars.refresh()
             progress.round_done(RunState(step=step), {"rollout/reward": step / 10, "policy/loss": 0.0})
         evolution = progress.evolution()
-        evolution(20, 40)
+        evolution(EvolutionProgress(1, 20, 40, 0.5, 3))
         progress.rollouts(9)(5)
-        evolution(30, 40, 0.75)
+        evolution(EvolutionProgress(2, 30, 40, 0.75, 4))
         progress._bars.refresh()
         progress.epoch_done("epoch 0: accuracy 0.50")
     file = console.file

@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
@@ -14,55 +14,27 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from p2o.config import Config
 from p2o.reporting import json_lines
-from p2o.reporting.reporter import Reporter
+from p2o.reporting.reporter import Reporter, epoch_line
 from p2o.reporting.terminal import TERMINAL
+from p2o.training.run_folder import open_run_folder
 from p2o.training.state import EpochSummary, RunState, Stage
-from p2o.types import PLAIN, Group, Phase
+from p2o.types import Group, template_id
 
-MakeGroup = Callable[..., Group]
-
-
-def build(config: Config, state: RunState) -> tuple[Reporter, TensorBoardLogger]:
-    run_dir = Path(config.run_dir)
-    logger = TensorBoardLogger(
-        run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=state.step + 1
-    )
-    reporter = Reporter(run_dir, config, logger=logger)
-    reporter.start(state)
-    return reporter, logger
+Play = Callable[..., Any]
 
 
-def play_round(reporter: Reporter, state: RunState, make_group: MakeGroup) -> dict[str, float]:
-    state.round += 1
-    state.step += 1
-    state.ledger.add(Phase.POLICY, generated_tokens=100, rollouts=6, seconds=0.5)
-    groups = [make_group(f"q{state.step}", "cwu"), make_group("hard", "wwc", (PLAIN, "z", "z"))]
-    metrics = {"loss": 0.1 * state.step, "grad_norm": 2.0}
-    return reporter.round(state, groups, metrics, seconds={"rollout": 0.5, "update": 0.25})
+@pytest.fixture
+def state() -> RunState:
+    return RunState(stage=Stage.POLICY)
 
 
-def play_epoch(reporter: Reporter, state: RunState, make_group: MakeGroup) -> None:
-    for _ in range(2 - state.round):
-        play_round(reporter, state, make_group)
-    accuracy = 0.1 * state.step
-    state.validation.history.append((state.step, accuracy))
-    reporter.validation(state, accuracy, make_group("held-out", "cw").rollouts)
-    summary = EpochSummary(
-        state.epoch, state.step, 0.5, accuracy, hard=4, hard_all_fail=1, plain_pass_at_1=0.25, evolved_pass_at_1=0.5
-    )
-    state.epochs.append(summary)
-    state.epoch += 1
-    state.round = 0
-    reporter.epoch(state, summary)
-
-
-def events(config: Config) -> EventAccumulator:
-    accumulator = EventAccumulator(str(Path(config.run_dir) / "tensorboard"))
+def events(run_dir: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(run_dir / "tensorboard"))
     accumulator.Reload()
     return accumulator
 
 
-def scalar(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+def scalar(accumulator: EventAccumulator, tag: str) -> list[tuple[int, Any]]:
     return [(event.step, pytest.approx(event.value)) for event in accumulator.Scalars(tag)]
 
 
@@ -70,13 +42,12 @@ def text(accumulator: EventAccumulator, tag: str) -> list[tuple[int, str]]:
     return [(e.step, e.tensor_proto.string_val[0].decode()) for e in accumulator.Tensors(f"{tag}/text_summary")]
 
 
-def test_a_run_can_be_read_back_from_tensorboard(config: Config, make_group: MakeGroup) -> None:
-    state = RunState(stage=Stage.POLICY)
-    reporter, logger = build(config, state)
-    for _ in range(2):
-        play_epoch(reporter, state, make_group)
-    logger.experiment.flush()
-    read = events(config)
+def test_a_run_can_be_read_back_from_tensorboard(config: Config, state: RunState, play: Play) -> None:
+    run = play(config, state)
+    run.epoch()
+    run.epoch()
+    run.logger.experiment.flush()
+    read = events(run.run_dir)
     assert scalar(read, "rollout/reward") == [(step, 2 / 6) for step in (1, 2, 3, 4)]
     assert scalar(read, "rollout/success_plain") == [(step, 1 / 4) for step in (1, 2, 3, 4)]
     assert scalar(read, "rollout/success_templated") == [(step, 1 / 2) for step in (1, 2, 3, 4)]
@@ -86,40 +57,61 @@ def test_a_run_can_be_read_back_from_tensorboard(config: Config, make_group: Mak
     assert scalar(read, "validation/accuracy") == [(2, 0.2), (4, 0.4)]
     assert scalar(read, "epoch/hard") == [(2, 4), (4, 4)]
     assert scalar(read, "epoch/evolved_pass_at_1") == [(2, 0.5), (4, 0.5)]
-    (first, second) = text(read, "rollouts, plain and templated")
-    assert first[0] == 2
-    assert second[0] == 4
+    first, second = text(read, "rollouts, plain and templated")
+    assert (first[0], second[0]) == (2, 4)
     assert "answer 2 to hard" in first[1]
     assert first[1].count("gold answer") == config.logger.samples
 
 
-def test_the_layout_names_scalars_that_exist(config: Config, make_group: MakeGroup) -> None:
-    state = RunState(stage=Stage.POLICY)
-    reporter, logger = build(config, state)
-    play_epoch(reporter, state, make_group)
-    logger.experiment.flush()
-    read = events(config)
+def test_every_pattern_of_the_layout_finds_a_scalar(config: Config, state: RunState, play: Play) -> None:
+    run = play(config, state)
+    run.epoch(evolve=True)
+    run.logger.experiment.flush()
+    read = events(run.run_dir)
     (event,) = read.Tensors(CONFIG_SUMMARY_TAG)
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert "Figure 3" in layout.category[0].title
+    not_played = re.compile(r"entropy|clip_fraction")
     tags = read.Tags()["scalars"]
-    learning = layout.category[0]
-    assert "Figure 3" in learning.title
-    for chart in learning.chart:
-        for pattern in chart.multiline.tag:
-            assert any(re.search(pattern, tag) for tag in tags), pattern
+    for pattern in (tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag):
+        assert not_played.search(pattern) or any(re.search(pattern, tag) for tag in tags), pattern
 
 
-def test_the_files_say_the_same_and_the_summary_is_as_designed(config: Config, make_group: MakeGroup) -> None:
-    state = RunState(stage=Stage.POLICY)
-    state.validation.history.append((0, 0.05))
-    reporter, _ = build(config, state)
-    run_dir = Path(config.run_dir)
-    assert json.loads((run_dir / "summary.json").read_text())["status"] == "running"
-    play_epoch(reporter, state, make_group)
-    rows = list(json_lines.read(run_dir / "metrics.jsonl"))
-    assert [row["step"] for row in rows] == [1, 2, 2, 2]
-    assert rows[2]["validation/accuracy"] == 0.2
-    summary = json.loads((run_dir / "summary.json").read_text())
+def test_an_evolution_is_told_in_files_scalars_and_words(config: Config, state: RunState, play: Play) -> None:
+    run = play(config, state)
+    run.epoch(evolve=True)
+    run.logger.experiment.flush()
+    folder = run.run_dir / "evolution" / "epoch-000"
+    pool = json.loads((folder / "pool.json").read_text())
+    assert [template["text"] for template in pool["pool"]] == ["", "Spell <b>slowly</b>.\nThen answer.", "Count twice."]
+    assert [template["chosen"] for template in pool["pool"]] == [False, True, False]
+    assert [template["uses"] for template in pool["pool"]] == [1, 2, 0]
+    assert pool["pool"][2]["parents"] == [pool["pool"][1]["id"]]
+    assert pool["pool"][1]["covers"] == ["a", "b", "c"]
+    assert (pool["epoch"], pool["step"], pool["rejected"]["leak"], pool["seed_dev_score"]) == (0, 2, 2, 0.25)
+    assignment = json.loads((folder / "assignment.json").read_text())
+    assert assignment["by_problem"]["hard"][0] == "plain"
+    read = events(run.run_dir)
+    assert scalar(read, "evolution/best_dev_score") == [(2, 0.75)]
+    assert scalar(read, "evolution/solved") == [(2, 4)]
+    assert scalar(read, "evolution/refused") == [(2, 3)]
+    ((step, words),) = text(read, "templates")
+    assert step == 2
+    assert "Count twice" in words
+    best = json.loads((run.run_dir / "summary.json").read_text())["best_templates"]
+    assert [(template["dev_score"], template["covers"]) for template in best] == [(0.75, 3), (0.5, 2)]
+    assert best[1]["id"] == template_id("Count twice.")
+
+
+def test_the_files_say_the_same_and_the_summary_is_as_designed(config: Config, state: RunState, play: Play) -> None:
+    run = play(config, state)
+    assert json.loads((run.run_dir / "summary.json").read_text())["status"] == "running"
+    run.validation(0.05)
+    run.epoch()
+    rows = list(json_lines.read(run.run_dir / "metrics.jsonl"))
+    assert [row["step"] for row in rows] == [0, 1, 2, 2, 2]
+    assert rows[3]["validation/accuracy"] == 0.2
+    summary = json.loads((run.run_dir / "summary.json").read_text())
     assert summary["status"] == "running"
     assert (summary["experiment"], summary["seed"]) == (config.name, 3)
     assert summary["val_accuracy"] == {"initial": 0.05, "best": 0.2, "final": 0.2}
@@ -128,54 +120,51 @@ def test_the_files_say_the_same_and_the_summary_is_as_designed(config: Config, m
         "policy": 200, "evolution": 0, "reflection": 0, "validation": 0, "total": 200,
     }  # fmt: skip
     assert summary["ledger"]["seconds"]["total"] == 1.0
-    assert [path.name for path in (run_dir / "rollouts").iterdir()] == ["epoch-000.parquet"]
+    assert [path.name for path in (run.run_dir / "rollouts").iterdir()] == ["epoch-000.parquet"]
 
 
 def test_a_resumed_run_leaves_what_an_uninterrupted_one_leaves(
-    configure: Callable[..., Config], make_group: MakeGroup, tmp_path: Path
+    configure: Callable[..., Config], play: Play, tmp_path: Path
 ) -> None:
-    runs = {}
-    for name, stop_after in (("whole", None), ("resumed", 3)):
-        config = configure("+experiment=grpo", "model=tiny", f"run_dir={tmp_path / name}")
-        state = RunState(stage=Stage.POLICY)
-        reporter, logger = build(config, state)
-        play_epoch(reporter, state, make_group)
-        if stop_after is not None:
-            play_round(reporter, state, make_group)
-            saved = state.to_json()
-            play_epoch(reporter, state, make_group)
-            play_round(reporter, state, make_group)
-            logger.experiment.close()
-            state = RunState.from_json(saved)
-            reporter, logger = build(config, state)
-        play_epoch(reporter, state, make_group)
-        state.stage = Stage.DONE
-        reporter.finish(state)
-        logger.experiment.close()
-        folder = Path(config.run_dir)
-        read = events(config)
-        runs[name] = (
+    left = {}
+    for name in ("whole", "resumed"):
+        config = configure("+experiment=teacher_ref", "model=tiny", f"run_dir={tmp_path / name}")
+        run = play(config, RunState(stage=Stage.POLICY))
+        run.epoch(evolve=True)
+        if name == "resumed":
+            run.round()
+            saved = run.state.to_json()
+            run.epoch(evolve=True)
+            run.round()
+            run.logger.experiment.close()
+            run = play(config, RunState.from_json(saved))
+        run.epoch()
+        folder = run.finish()
+        read = events(folder)
+        left[name] = (
             list(json_lines.read(folder / "metrics.jsonl")),
             json.loads((folder / "summary.json").read_text()),
             sorted(path.name for path in (folder / "rollouts").iterdir()),
+            sorted(str(path.relative_to(folder)) for path in (folder / "evolution").glob("*/*.json")),
             [(e.step, e.value) for tag in ("rollout/reward", "validation/accuracy") for e in read.Scalars(tag)],
         )
-    assert runs["whole"] == runs["resumed"]
+    assert left["whole"] == left["resumed"]
 
 
-def test_the_end_names_final_metrics_and_where_to_look(config: Config, make_group: MakeGroup) -> None:
-    state = RunState(stage=Stage.POLICY)
-    state.validation.history.append((0, 0.05))
-    reporter, _ = build(config, state)
-    play_epoch(reporter, state, make_group)
+def test_the_end_names_final_metrics_and_where_to_look(config: Config, state: RunState, play: Play) -> None:
+    run = play(config, state)
+    run.validation(0.05)
+    run.epoch(evolve=True)
     with TERMINAL.capture() as captured:
-        reporter.finish(state)
-    assert json.loads((Path(config.run_dir) / "summary.json").read_text())["status"] == "completed"
+        run.finish()
     said = captured.get()
     assert "initial 0.050 → best 0.200 → final 0.200" in said
     assert "tensorboard --logdir" in said
     assert "generated tokens" in said
-    read = events(config)
+    assert "Count twice." in said
+    assert json.loads((run.run_dir / "summary.json").read_text())["status"] == "completed"
+    assert "Count twice." in (run.run_dir / "report.html").read_text()
+    read = events(run.run_dir)
     assert scalar(read, "final/val_accuracy") == [(2, 0.2)]
     data = read.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     parameters = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
@@ -185,16 +174,26 @@ def test_the_end_names_final_metrics_and_where_to_look(config: Config, make_grou
 
 
 def test_a_run_that_a_budget_ended_is_stopped(config: Config) -> None:
-    reporter = Reporter(Path(config.run_dir), config, logger=None)
+    reporter = Reporter(open_run_folder(config), config, logger=None)
     reporter.finish(RunState(stage=Stage.DONE, stop_reason="budget.tokens=100 is spent"))
-    summary = json.loads((Path(config.run_dir) / "summary.json").read_text())
+    summary = json.loads((reporter.run_dir / "summary.json").read_text())
     assert (summary["status"], summary["stop_reason"]) == ("stopped", "budget.tokens=100 is spent")
 
 
-def test_a_number_that_is_none_does_not_stop_the_run(config: Config, make_group: MakeGroup) -> None:
+def test_a_number_that_is_none_does_not_stop_the_run(config: Config, make_group: Callable[..., Group]) -> None:
     reporter = Reporter(Path(config.run_dir), config, logger=None)
     state = RunState(stage=Stage.POLICY, step=1, round=1)
     reporter.round(state, [make_group("q", "cw")], {"loss": float("nan")}, seconds={})
     (row,) = json_lines.read(reporter.metrics)
     assert row["policy/loss"] is None
     assert row["rollout/reward"] == 0.5
+
+
+def test_an_epoch_in_a_line(config: Config, state: RunState, play: Play) -> None:
+    assert play(config, state).epoch() == "epoch 0  reward 0.50  accuracy 0.200  hard 4 (1 all wrong)"
+    summary = EpochSummary(
+        1, 4, 0.25, hard=9, hard_all_fail=5, templates=2, templates_best_dev=0.5, dev_seed_score=0.125, note="why"
+    )
+    assert epoch_line(summary) == (
+        "epoch 1  reward 0.25  hard 9 (5 all wrong)  templates 2 (best dev 0.50, empty 0.12)  [why]"
+    )

@@ -80,7 +80,7 @@ def test_the_table_of_templates_names_scores_parents_and_cover() -> None:
     ]  # fmt: skip
     pool = {
         "epoch": 1, "dev_ids": ["a", "b", "c", "d"], "seed_dev_score": 0.25, "metric_calls": 40, "reflection_calls": 5,
-        "rejected": {"empty": 0, "too_long": 2}, "stop_reason": "budget", "templates": templates,
+        "rejected": {"empty": 0, "too_long": 2}, "stop_reason": "budget", "pool": templates,
     }  # fmt: skip
     page = html.unescape(markdown_to_safe_html(templates_markdown(pool)))
     rows = re.findall(r"<tr>\n(.*?)</tr>", page, flags=re.DOTALL)[1:]

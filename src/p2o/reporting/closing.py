@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "title_justify": "left", "show_edge": False}
 PHASES = ("policy", "evolution", "reflection", "validation", "total")
 
 
@@ -30,7 +32,7 @@ def closing_table(summary: Mapping[str, Any], run_dir: Path) -> RenderableType:
 
 
 def _epochs(summary: Mapping[str, Any]) -> Table:
-    table = _table("epoch", "reward", "accuracy", "hard", "all wrong", "templates", "best dev", "empty dev", "covered")
+    table = _table("epoch", "reward", "accuracy", "hard", "all wrong", "templates", "best dev", "empty dev")
     for epoch in summary["epochs"]:
         table.add_row(
             str(epoch["epoch"]),
@@ -41,13 +43,12 @@ def _epochs(summary: Mapping[str, Any]) -> Table:
             str(epoch["templates"]),
             _rate(epoch["templates_best_dev"]),
             _rate(epoch["dev_seed_score"]),
-            str(epoch["covered"]),
         )
     return table
 
 
 def _templates(summary: Mapping[str, Any]) -> Table:
-    table = Table("dev score", "epoch", "solved", "template", title="Best templates", title_justify="left")
+    table = Table("dev score", "epoch", "solved", "template", title="Best templates", **STYLE)
     for template in summary["best_templates"]:
         table.add_row(
             _rate(template["dev_score"]), str(template["epoch"]), str(template["covers"]), Text(template["text"])
@@ -73,10 +74,10 @@ def _where(run_dir: Path) -> Text:
 
 
 def _table(first: str, *others: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table = Table(title=title, **STYLE)
+    table.add_column(first, no_wrap=True)
     for name in others:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2o.evolution.assignment import assignment_to_json, template_to_json
+from p2o.evolution.assignment import assignment_to_json
 from p2o.files import write_json
 from p2o.types import Assignment
 
@@ -23,26 +23,22 @@ def write_pool(run_dir: Path, epoch: int, step: int, evolution: Evolution, assig
     how many rollouts of the next epoch use it.
     """
     uses = Counter(template for ids in assignment.by_problem.values() for template in ids)
-    pool = {
-        "epoch": epoch,
-        "step": step,
-        "seed_dev_score": evolution.seed_dev_score,
-        "dev_ids": list(evolution.dev_ids),
-        "train_ids": list(evolution.train_ids),
-        "metric_calls": evolution.metric_calls,
-        "reflection_calls": evolution.reflection_calls,
-        "rejected": {str(kind): count for kind, count in evolution.rejected.items()},
-        "leaked": evolution.leaked,
-        "stop_reason": evolution.stop_reason,
-        "templates": [
-            template_to_json(template) | {"chosen": template.id in assignment.templates, "uses": uses[template.id]}
-            for template in evolution.pool
-        ],
-    }
+    value = evolution.to_json()
+    for template in value["pool"]:
+        template |= {"chosen": template["id"] in assignment.templates, "uses": uses[template["id"]]}
+    value |= {"epoch": epoch, "step": step}
     folder = run_dir / "evolution" / f"epoch-{epoch:03d}"
-    write_json(folder / "pool.json", pool)
+    write_json(folder / "pool.json", value)
     write_json(folder / "assignment.json", assignment_to_json(assignment))
-    return pool
+    return value
+
+
+def rewind_pools(run_dir: Path, epoch: int) -> None:
+    """Forget what the prompt phases of ``epoch`` and later wrote; they are still to come."""
+    for name in ("pool.json", "assignment.json"):
+        for path in (run_dir / "evolution").glob(f"epoch-*/{name}"):
+            if int(path.parent.name.removeprefix("epoch-")) >= epoch:
+                path.unlink()
 
 
 def read_pools(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -53,4 +49,4 @@ def read_pools(run_dir: Path) -> Iterator[dict[str, Any]]:
 
 def template_texts(run_dir: Path) -> dict[str, str]:
     """Template id → text, of every template that the run found."""
-    return {template["id"]: template["text"] for pool in read_pools(run_dir) for template in pool["templates"]}
+    return {template["id"]: template["text"] for pool in read_pools(run_dir) for template in pool["pool"]}

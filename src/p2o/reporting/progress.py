@@ -22,6 +22,7 @@ from rich.progress import Progress as Bars
 from p2o.reporting.terminal import TERMINAL
 
 if TYPE_CHECKING:
+    from p2o.evolution.gepa_phase import EvolutionProgress
     from p2o.training.state import RunState
 
 Done = Callable[[int], None]
@@ -105,28 +106,22 @@ class Progress:
 
     def update(self) -> Callable[[int, int], None]:
         """Takes the micro-batches done and their number."""
-        return self._part_of_unknown_size("update")
+        task = self._start("update", None)
+        return lambda done, total: self._bars.update(task, completed=done, total=total)
 
-    def evolution(self) -> Callable[[int, int, float | None], None]:
-        """Takes the metric calls used, the budget of them, and the best dev score so far."""
-        show = self._part_of_unknown_size("evolution")
+    def evolution(self) -> Callable[[EvolutionProgress], None]:
+        """Shows the metric calls used, of their budget, and the best dev score so far."""
+        task = self._start("evolution", None)
 
-        def report(used: int, budget: int, best: float | None = None) -> None:
-            show(used, budget, "" if best is None else f"best dev {best:.2f}")
+        def report(at: EvolutionProgress) -> None:
+            note = f"best dev {at.best_dev_score:.2f}"
+            self._bars.update(task, completed=at.metric_calls, total=at.budget, note=note)
 
         return report
 
     def _part(self, name: str, total: int) -> Done:
         task = self._start(name, total)
         return lambda done: self._bars.update(task, completed=done)
-
-    def _part_of_unknown_size(self, name: str) -> Callable[..., None]:
-        task = self._start(name, None)
-
-        def show(done: int, total: int, note: str = "") -> None:
-            self._bars.update(task, completed=done, total=total, note=note)
-
-        return show
 
     def _start(self, name: str, total: int | None) -> TaskID:
         self._hide_parts(but="evolution")  # the rollouts below it are its own

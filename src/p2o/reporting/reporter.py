@@ -14,7 +14,8 @@ from p2o.config.schema import Config
 from p2o.files import write_json
 from p2o.reporting import json_lines
 from p2o.reporting.closing import closing_table
-from p2o.reporting.pool import read_pools, template_texts, write_pool
+from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
+from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import Advantages, RolloutLog
 from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
@@ -67,6 +68,7 @@ class Reporter:
     def start(self, state: RunState) -> None:
         """Wind the files back to ``state``, where the run starts or goes on: what came later will come again."""
         self.rollouts.rewind(state.epoch, state.round)
+        rewind_pools(self.run_dir, state.epoch)
         json_lines.rewind(self.metrics, lambda row: row["step"] <= state.step)
         if self.logger is not None:
             self.logger.experiment.add_custom_scalars(LAYOUT)
@@ -120,7 +122,7 @@ class Reporter:
         return epoch_line(epoch)
 
     def finish(self, state: RunState) -> None:
-        """The run is over: hyperparameters with final metrics, the last summary, a table of what was learnt.
+        """The run is over: hyperparameters with final metrics, the last summary, the page, a table of what was learnt.
 
         A run that a budget ended is ``stopped``, any other ``completed``.
         """
@@ -128,6 +130,7 @@ class Reporter:
         if self.logger is not None:
             self.logger.log_hyperparams(flat_parameters(to_plain(self.config)), final_metrics(value), state.step)
             self.logger.experiment.flush()
+        write_report([self.run_dir], self.run_dir / "report.html")
         TERMINAL.print(closing_table(value, self.run_dir))
 
     def _log(self, step: int, epoch: int, scalars: Scalars) -> None:
@@ -137,12 +140,7 @@ class Reporter:
             self.logger.log_metrics(scalars, step)
 
     def _write_summary(self, state: RunState, status: str) -> dict[str, Any]:
-        templates = [
-            template
-            for pool in read_pools(self.run_dir)
-            if pool["step"] <= state.step
-            for template in pool["templates"]
-        ]
+        templates = [template for pool in read_pools(self.run_dir) for template in pool["pool"]]
         value = summary(state, self.config, status, templates)
         write_json(self.run_dir / "summary.json", value)
         return value

@@ -25,14 +25,15 @@ class Pair:
     templated: Row | None = None
 
     @property
+    def helped(self) -> bool:
+        """Whether the templated answer earned more than the plain one."""
+        return bool(self.plain and self.templated and self.templated["reward"] > self.plain["reward"])
+
+    @property
     def telling(self) -> tuple[bool, bool, bool]:
         """What makes a pair worth showing: both are there, the template helped, the plain answer is right."""
-        helped = bool(self.plain and self.templated and self.templated["reward"] > self.plain["reward"])
-        return (
-            self.plain is not None and self.templated is not None,
-            helped,
-            bool(self.plain and self.plain["reward"]),
-        )
+        both = self.plain is not None and self.templated is not None
+        return both, self.helped, bool(self.plain and self.plain["reward"])
 
 
 def pairs(folder: Path, epoch: int, limit: int) -> list[Pair]:

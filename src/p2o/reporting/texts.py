@@ -37,7 +37,7 @@ def templates_markdown(pool: Mapping[str, Any]) -> str:
         f"| {'**✓**' if template['chosen'] else ''} | {template['id']} | {template['dev_score']:.2f} "
         f"| {len(template['covers'])}/{dev} | {', '.join(template['parents']) or '–'} | {template['uses']} "
         f"| {literal(template['text']) or '*(empty: the question as it stands)*'} |"
-        for template in sorted(pool["templates"], key=lambda template: -template["dev_score"])
+        for template in sorted(pool["pool"], key=lambda template: -template["dev_score"])
     ]
     table = ["| chosen | id | dev score | solved | parents | rollouts | template |", "|---|---|---|---|---|---|---|"]
     return "\n".join([head, "", *table, *rows])
