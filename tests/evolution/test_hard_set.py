@@ -4,7 +4,7 @@ import pytest
 
 from p2o.config.schema import HardSetConfig
 from p2o.evolution.hard_set import HardSet, Record, is_hard, mine
-from p2o.types import Grade, Outcome, Rollout
+from p2o.types import Grade, Group, Outcome, Problem, Rollout
 
 
 def rollout(correct: bool, template_id: str = "plain") -> Rollout:
@@ -13,8 +13,8 @@ def rollout(correct: bool, template_id: str = "plain") -> Rollout:
 
 
 def test_record_counts_plain_and_templated_apart() -> None:
-    group = [rollout(True), rollout(False), rollout(True, "t1"), rollout(True, "t2"), rollout(False, "t2")]
-    record = Record.of(group)
+    rollouts = (rollout(True), rollout(False), rollout(True, "t1"), rollout(True, "t2"), rollout(False, "t2"))
+    record = Record.of(Group(Problem("p", "q", "a"), (1,), rollouts))
     assert record == Record(plain_correct=1, plain_count=2, templated_correct=2, templated_count=3)
     assert (record.correct, record.count) == (3, 5)
 

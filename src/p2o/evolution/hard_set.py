@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from p2o.types import Rollout
+from p2o.types import Group
 
 if TYPE_CHECKING:
     from p2o.config.schema import HardSetConfig
@@ -31,11 +31,9 @@ class Record:
         return self.plain_count + self.templated_count
 
     @classmethod
-    def of(cls, rollouts: Iterable[Rollout]) -> Record:
-        """The record of one problem's group."""
-        group = list(rollouts)
-        plain = [rollout for rollout in group if rollout.plain]
-        templated = [rollout for rollout in group if not rollout.plain]
+    def of(cls, group: Group) -> Record:
+        plain = [rollout for rollout in group.rollouts if rollout.plain]
+        templated = [rollout for rollout in group.rollouts if not rollout.plain]
         return cls(
             plain_correct=sum(rollout.correct for rollout in plain),
             plain_count=len(plain),
