@@ -231,6 +231,8 @@ class ReflectorConfig:
     kind: str = MISSING
     temperature: float = 0.6
     max_new_tokens: int = 256
+    max_prompt_tokens: int = 2048
+    """Budget of the meta prompt; responses shown in it are shortened, then examples left out, until it fits."""
 
 
 @dataclass(kw_only=True)
@@ -254,10 +256,20 @@ class OpenAIReflector(ReflectorConfig):
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself never enters the configuration."""
     timeout_s: float = 120.0
+    """Wall-clock seconds for one call, from the connection to the last byte."""
     max_retries: int = 3
+    backoff_s: float = 1.0
+    """Wait before the first retry; it doubles with every further one."""
+    max_wait_s: float = 60.0
+    """Longest wait before a retry. A server that asks for more (Retry-After) is given up on."""
+    breaker_failures: int = 8
+    """Failed calls in a row after which the endpoint is left alone for ``breaker_cooldown_s``."""
+    breaker_cooldown_s: float = 60.0
     concurrency: int = 8
     max_calls: int | None = None
+    """Calls, retries included, that a run may make; null = no limit."""
     max_tokens: int | None = None
+    """Prompt and completion tokens that a run may spend; null = no limit."""
 
 
 @dataclass(kw_only=True)

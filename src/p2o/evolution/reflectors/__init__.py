@@ -1,0 +1,42 @@
+"""Who writes templates: a strategy library, a model behind an API, or the initial policy, behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2o.config.schema import GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
+from p2o.evolution.reflectors import openai, strategies
+from p2o.evolution.reflectors.base import Feedback, Reflection, ReflectionJob, Reflector, ReflectorError
+from p2o.evolution.reflectors.reference import Complete, ReferenceReflector
+from p2o.rollout.ledger import Ledger
+
+__all__ = ["Feedback", "Reflection", "ReflectionJob", "Reflector", "ReflectorError", "build_reflector"]
+
+
+def build_reflector(
+    config: ReflectorConfig,
+    gepa: GepaConfig,
+    complete: Complete,
+    *,
+    count_tokens: Callable[[str], int],
+    ledger: Ledger,
+) -> Reflector:
+    """The reflector of a run. ``gepa.variant=self_ref`` always means the reference model, whatever ``config`` is.
+
+    ``complete`` asks the reference model (the sampler books it); ``ledger`` is the run's, in which the others book
+    what they spend. Raises :class:`ReflectorError` for a library that cannot be read; see ``Reflector.check`` for
+    what else may be missing.
+    """
+    if gepa.variant != "self_ref":
+        if isinstance(config, StrategiesReflector):
+            return strategies.StrategiesReflector(strategies.Library.load(config.library), ledger)
+        if isinstance(config, OpenAIReflector):
+            return openai.OpenAIReflector(
+                config, max_template_tokens=gepa.max_template_tokens, count_tokens=count_tokens, ledger=ledger
+            )
+    return ReferenceReflector(
+        complete,
+        max_prompt_tokens=config.max_prompt_tokens,
+        max_template_tokens=gepa.max_template_tokens,
+        count_tokens=count_tokens,
+    )

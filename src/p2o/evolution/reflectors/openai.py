@@ -1,0 +1,172 @@
+"""Teacher-Ref: a stronger model behind any OpenAI-compatible endpoint, which may fail in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from p2o.config.schema import OpenAIReflector as EndpointConfig
+from p2o.evolution.reflectors.base import Reflection, ReflectionJob
+from p2o.evolution.reflectors.endpoint import UNBILLED, CallError, Endpoint, Reply, check
+from p2o.evolution.reflectors.meta_prompt import extract_template, render
+from p2o.rollout.ledger import Ledger
+from p2o.types import Phase
+
+log = logging.getLogger(__name__)
+
+
+class Breaker:
+    """Keeps calls from an endpoint that is down.
+
+    Opens after ``limit`` failures in a row, at once after one that no waiting mends; then lets a single call through
+    every ``cooldown_s`` seconds until one succeeds.
+    """
+
+    def __init__(self, limit: int, cooldown_s: float) -> None:
+        self.limit = limit
+        self.cooldown_s = cooldown_s
+        self._failures = 0
+        self._opened = 0.0
+
+    def allows(self, now: float) -> bool:
+        if self._failures < self.limit:
+            return True
+        if now - self._opened < self.cooldown_s:
+            return False
+        self._opened = now
+        return True
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self, now: float, *, for_good: bool) -> None:
+        self._failures = self.limit if for_good else self._failures + 1
+        if self._failures >= self.limit:
+            self._opened = now
+
+
+class OpenAIReflector:
+    """Asks for all templates of an iteration at once, ``concurrency`` calls at a time.
+
+    Every call has a deadline; failures that may pass are repeated with growing waits, or after the time that the
+    server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, read off the ledger, so they hold
+    across a resume; before a call its prompt and its longest possible reply are set aside. Failures by kind:
+
+    connection | dns | tls | auth | rate_limit | server | timeout | request (another 4xx) | bad_response | empty |
+    refusal | too_long | capped | breaker, and of the reply's form unfenced | truncated
+    """
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        *,
+        max_template_tokens: int,
+        count_tokens: Callable[[str], int],
+        ledger: Ledger,
+    ) -> None:
+        """``count_tokens`` is an estimate here: the endpoint's tokenizer is not known."""
+        self.config = config
+        self.max_template_tokens = max_template_tokens
+        self.count_tokens = count_tokens
+        self.ledger = ledger
+        self.failures: Counter[str] = Counter()
+        self._breaker = Breaker(config.breaker_failures, config.breaker_cooldown_s)
+        self._set_aside = 0
+
+    def check(self) -> None:
+        """Raise ``ReflectorError`` where the model, the key or the address is missing. Calls nothing."""
+        check(self.config)
+
+    def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
+        """One reflection a job, in order; whatever happens, a job's failure is in its ``error``."""
+        started = time.perf_counter()
+        reflections = asyncio.run(self._reflect(jobs))
+        self.ledger.add(Phase.REFLECTION, seconds=time.perf_counter() - started)
+        return reflections
+
+    async def _reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
+        slots = asyncio.Semaphore(self.config.concurrency)
+        async with Endpoint(self.config) as endpoint:
+
+            async def work(job: ReflectionJob) -> Reflection:
+                async with slots:
+                    return await self._reflect_one(endpoint, job)
+
+            return await asyncio.gather(*map(work, jobs))
+
+    async def _reflect_one(self, endpoint: Endpoint, job: ReflectionJob) -> Reflection:
+        prompt = render(job, self.max_template_tokens, self.config.max_prompt_tokens, self.count_tokens)
+        if prompt is None:
+            self._note("too_long", "not even one example fits reflector.max_prompt_tokens")
+            return Reflection(None, error="too_long")
+        rng = random.Random(job.seed)
+        for attempt in itertools.count():
+            try:
+                reply = await self._call(endpoint, prompt)
+                break
+            except CallError as error:
+                self._note(error.kind, str(error))
+                wait = self._wait(error, attempt, rng)
+                if wait is None:
+                    return Reflection(None, error=error.kind)
+                await asyncio.sleep(wait)
+        text, kind = extract_template(reply.text)
+        if kind is not None:
+            self._note(kind, reply.text)
+        return Reflection(text, reply.text, *self._tokens(prompt, reply), error=kind)
+
+    def _wait(self, error: CallError, attempt: int, rng: random.Random) -> float | None:
+        """Seconds until the next attempt; None = give up."""
+        if not error.retry or attempt == self.config.max_retries:
+            return None
+        if error.wait is not None:
+            return error.wait if error.wait <= self.config.max_wait_s else None
+        backoff: float = self.config.backoff_s * 2**attempt * rng.uniform(0.5, 1.0)
+        return min(backoff, self.config.max_wait_s)
+
+    async def _call(self, endpoint: Endpoint, prompt: str) -> Reply:
+        """One paid call, within the caps and past the breaker."""
+        counts = self.ledger.by_phase[Phase.REFLECTION]
+        longest = self.count_tokens(prompt) + self.config.max_new_tokens
+        spent = counts.prompt_tokens + counts.generated_tokens + self._set_aside
+        if self.config.max_calls is not None and counts.reflection_calls >= self.config.max_calls:
+            raise CallError("capped", f"reflector.max_calls={self.config.max_calls} is reached")
+        if self.config.max_tokens is not None and spent + longest > self.config.max_tokens:
+            raise CallError("capped", f"reflector.max_tokens={self.config.max_tokens} is reached")
+        if not self._breaker.allows(time.monotonic()):
+            raise CallError("breaker", "the endpoint failed too often in a row")
+        self.ledger.add(Phase.REFLECTION, reflection_calls=1)
+        self._set_aside += longest
+        prompt_tokens = generated_tokens = 0
+        try:
+            reply = await endpoint.ask(prompt)
+            prompt_tokens, generated_tokens = self._tokens(prompt, reply)
+        except CallError as error:
+            if error.kind not in UNBILLED:
+                prompt_tokens, generated_tokens = longest - self.config.max_new_tokens, self.config.max_new_tokens
+            if error.kind not in ("rate_limit", "refusal", "request", "too_long"):  # those are signs of life
+                self._breaker.failed(time.monotonic(), for_good=error.kind in ("auth", "tls"))
+            raise
+        finally:
+            self._set_aside -= longest
+            self.ledger.add(Phase.REFLECTION, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        self._breaker.succeeded()
+        return reply
+
+    def _tokens(self, prompt: str, reply: Reply) -> tuple[int, int]:
+        """(prompt, completion) tokens as the endpoint counts them, or our estimate where it does not say."""
+        asked, made = reply.prompt_tokens, reply.completion_tokens
+        return (
+            self.count_tokens(prompt) if asked is None else asked,
+            self.count_tokens(reply.text) if made is None else made,
+        )
+
+    def _note(self, kind: str, detail: str) -> None:
+        """Count a failure, and log it: the first of its kind as a warning."""
+        log.log(logging.INFO if self.failures[kind] else logging.WARNING, "reflector: %s: %.300r", kind, detail)
+        self.failures[kind] += 1

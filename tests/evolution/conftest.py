@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+Behaviour = Callable[["Call"], None]
+
+
+class Call(BaseHTTPRequestHandler):
+    """One request to the teacher. A behaviour answers it with :meth:`send` or writes to ``wfile`` itself."""
+
+    protocol_version = "HTTP/1.1"
+    server: Teacher
+    body: dict[str, Any]
+
+    def do_POST(self) -> None:
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            number = len(self.server.calls)
+            self.server.calls.append(
+                (self.path, {name.lower(): value for name, value in self.headers.items()}, self.body)
+            )
+            self.server.times.append(time.monotonic())
+        script = self.server.script
+        try:
+            script[min(number, len(script) - 1)](self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def send(self, body: bytes | object, status: int = 200, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Teacher(ThreadingHTTPServer):
+    """A real HTTP server that plays ``script``, one behaviour a call; the last one is repeated for ever."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Call)
+        self.script: list[Behaviour] = []
+        self.calls: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.times: list[float] = []
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def handle_error(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def teacher() -> Iterator[Teacher]:
+    server = Teacher()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
