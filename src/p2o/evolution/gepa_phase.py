@@ -1,0 +1,237 @@
+"""The prompt phase: evolve templates on the hard questions with GEPA, under the current policy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import gepa
+from gepa.core.callbacks import GEPACallback
+from gepa.core.result import GEPAResult
+from gepa.gepa_utils import find_dominator_programs
+
+from p2o.config.schema import GepaConfig
+from p2o.evolution.adapter import COMPONENT, Evaluate, Questions, TemplateAdapter
+from p2o.evolution.assignment import template_to_json
+from p2o.evolution.journal import Journal
+from p2o.evolution.proposals import Acceptance, ParentSampling, TemplateReflection
+from p2o.evolution.reflectors import Reflector
+from p2o.evolution.validity import TemplateFilter
+from p2o.evolution.watch import EvolutionProgress, FileLog, Watch
+from p2o.rollout.ledger import Ledger
+from p2o.types import Problem, Template, derive_seed, template_id
+
+log = logging.getLogger(__name__)
+
+FULL_MINIBATCH = 35
+FULL_EVALUATION_EVERY = 5
+"""Constants of the published budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """What an evolution found and what it took.
+
+    ``pool`` holds every candidate, the empty template first; ``front`` those of the Pareto front over dev questions
+    that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were no template, and as
+    ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``stop_reason``:
+    budget | max_iterations | no_proposals | dev_solved | stop_file | too_few_questions.
+    """
+
+    pool: tuple[Template, ...]
+    front: tuple[Template, ...]
+    dev_ids: tuple[str, ...]
+    train_ids: tuple[str, ...]
+    metric_calls: int
+    budget: int
+    reflection_calls: int
+    rejected: Mapping[str, int]
+    iterations: int
+    stop_reason: str
+
+    @property
+    def seed_dev_score(self) -> float:
+        """Mean dev score of the empty template."""
+        return self.pool[0].dev_score
+
+    @property
+    def leaked(self) -> int:
+        return self.rejected.get("leak", 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The evolution as JSON, for ``pool.json``."""
+        value = {name: getattr(self, name) for name in self.__slots__}
+        return value | {
+            "pool": [template_to_json(template) for template in self.pool],
+            "front": [template.id for template in self.front],
+            "rejected": dict(self.rejected),
+            "seed_dev_score": self.seed_dev_score,
+        }
+
+
+def metric_call_budget(candidates: int, dev_size: int) -> int:
+    """The published budget for c candidates and V dev questions, in metric calls.
+
+    N = ⌊max(4 · log2 c, 1.5 · c)⌋ trials take V + 5c + 35N + (⌊(N + 1) / 5⌋ + 1) · V calls.
+    """
+    trials = int(max(4 * math.log2(candidates), 1.5 * candidates))
+    full_evaluations = (trials + 1) // FULL_EVALUATION_EVERY + 1
+    return dev_size + 5 * candidates + FULL_MINIBATCH * trials + full_evaluations * dev_size
+
+
+def split(hard: Sequence[Problem], dev_size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
+    """(train, dev): dev is a random ``dev_size`` of the hard questions, at most half, whatever their order was."""
+    shuffled = random.Random(derive_seed(seed, "split")).sample(sorted(hard, key=lambda p: p.id), len(hard))
+    size = min(dev_size, len(hard) // 2)
+    return shuffled[size:], shuffled[:size]
+
+
+def evolve(
+    hard: Sequence[Problem],
+    evaluate: Evaluate,
+    reflector: Reflector,
+    config: GepaConfig,
+    *,
+    epoch: int,
+    seed: int,
+    run_dir: Path,
+    count_tokens: Callable[[str], int],
+    ledger: Ledger | None = None,
+    warm_start: Sequence[str] = (),
+    progress: Callable[[EvolutionProgress], None] | None = None,
+) -> Evolution:
+    """Evolve templates on the hard questions under the current policy.
+
+    ``evaluate`` gets all requests of a step at once; their temperature is its business (``config.temperature``).
+    What it and the reflector add to ``ledger`` is recorded with their results in ``run_dir/journal.jsonl``: an
+    evolution that was killed and is called again with the same arguments repeats none of those calls, adds their cost
+    to the ledger again, and ends in the same result. gepa's own pickled state is never read.
+
+    ``warm_start`` texts that pass the template checks are scored on dev first and join the pool. Errors of
+    ``evaluate`` and of the journal propagate; a reflector's failures are counted in ``Evolution.rejected``.
+    """
+    train, dev = split(hard, config.dev_size, derive_seed(seed, epoch))
+    if not dev:
+        return _too_few(hard)
+    budget = config.metric_calls or metric_call_budget(config.candidates, len(dev))
+    seed = derive_seed(seed, epoch, "evolve")
+    _drop_pickles(run_dir)
+    journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())
+    journal.call("evolve", _identity(train, dev, config, seed, warm_start), lambda: None)
+    judge = TemplateFilter(
+        [problem.answer for problem in hard],
+        max_tokens=config.max_template_tokens,
+        count_tokens=count_tokens,
+        leak_filter=config.leak_filter,
+    )
+    reflection = TemplateReflection(reflector, journal, judge, warm=warm_start, seed=seed)
+    watch = Watch(config, budget, reflection, progress)
+    valset = Questions("dev", dev)
+    log.info(
+        "evolution: %d train and %d dev questions, %d metric calls, room for %d to %d proposals",
+        len(train),
+        len(dev),
+        budget,
+        max(0, budget - len(dev)) // (2 * config.minibatch + len(dev)),
+        max(0, budget - len(dev)) // config.minibatch,
+    )
+    result = gepa.optimize(
+        seed_candidate={COMPONENT: ""},
+        trainset=Questions("train", train),
+        valset=valset,
+        adapter=TemplateAdapter(
+            evaluate, journal, samples=config.dev_samples, seed=seed, dev_ids=[problem.id for problem in dev]
+        ),
+        sampling_strategy=ParentSampling(
+            parents=config.parents, minibatch=config.minibatch, warm=len(reflection.warm), seed=seed
+        ),
+        reflection_strategy=reflection,
+        acceptance_criterion=Acceptance(),
+        skip_perfect_score=False,
+        stop_callbacks=watch,
+        callbacks=[cast(GEPACallback, watch)],
+        track_best_outputs=False,
+        run_dir=str(run_dir),
+        logger=FileLog(run_dir / "gepa.log"),
+        seed=seed,
+    )
+    _drop_pickles(run_dir)
+    pool = _pool(result, valset, config, epoch, reflection.warm)
+    best = find_dominator_programs(result.per_val_instance_best_candidates, result.val_aggregate_scores)
+    rejected = reflection.rejected + Counter(not_better=watch.not_better)
+    return Evolution(
+        pool=pool,
+        front=tuple(pool[i] for i in sorted(best) if pool[i].text and pool[i].covers),
+        dev_ids=tuple(problem.id for problem in dev),
+        train_ids=tuple(problem.id for problem in train),
+        metric_calls=result.total_metric_calls or 0,
+        budget=budget,
+        reflection_calls=reflection.asked,
+        rejected=dict(sorted(rejected.items())),
+        iterations=watch.iterations,
+        stop_reason=watch.reason or "stop_file",
+    )
+
+
+def _pool(
+    result: GEPAResult, valset: Questions, config: GepaConfig, epoch: int, warm: Sequence[str]
+) -> tuple[Template, ...]:
+    """gepa's candidates as templates. A template carried over from an earlier epoch has no parent in this pool."""
+    texts = [candidate[COMPONENT] for candidate in result.candidates]
+    pool = []
+    for i, (text, parents) in enumerate(zip(texts, result.parents, strict=True)):
+        scores = result.val_subscores[i]
+        solved = [dev_id for dev_id, score in scores.items() if score >= config.solve_threshold]
+        pool.append(
+            Template(
+                text=text,
+                parents=() if text in warm else tuple(template_id(texts[p]) for p in parents if p is not None),
+                epoch=epoch,
+                dev_score=sum(scores.values()) / len(scores),
+                covers=frozenset(problem.id for problem in valset.fetch(solved)),
+            )
+        )
+    return tuple(pool)
+
+
+def _too_few(hard: Sequence[Problem]) -> Evolution:
+    """An evolution that did not take place: nothing can be both learned from and tested on one question."""
+    return Evolution(
+        pool=(Template(""),),
+        front=(),
+        dev_ids=(),
+        train_ids=tuple(problem.id for problem in hard),
+        metric_calls=0,
+        budget=0,
+        reflection_calls=0,
+        rejected={},
+        iterations=0,
+        stop_reason="too_few_questions",
+    )
+
+
+def _identity(
+    train: Sequence[Problem], dev: Sequence[Problem], config: GepaConfig, seed: int, warm_start: Sequence[str]
+) -> dict[str, Any]:
+    """All that an evolution's course follows from, beside the policy."""
+    return {
+        "train": [[problem.id, problem.question, problem.answer] for problem in train],
+        "dev": [[problem.id, problem.question, problem.answer] for problem in dev],
+        "config": asdict(config),
+        "seed": seed,
+        "warm_start": list(warm_start),
+        "gepa": importlib.metadata.version("gepa"),
+    }
+
+
+def _drop_pickles(run_dir: Path) -> None:
+    """Remove gepa's own saved state, which it would load if it found it: a resume goes by the journal."""
+    for path in run_dir.glob("gepa_state.bin*"):
+        path.unlink()
