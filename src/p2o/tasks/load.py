@@ -1,0 +1,47 @@
+"""From ``data`` and ``reward`` to the problems of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from p2o.config.schema import DataConfig, HubData, JsonlData, ReasoningGymData, RewardConfig
+from p2o.rewards import GraderPool
+from p2o.tasks import gym, hub, jsonl
+from p2o.tasks.problem_set import DataError, DataReport, ProblemSet, Unusable
+from p2o.types import Problem
+
+
+def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
+    """Training and held-out problems whose gold answers the reward can judge.
+
+    Rows that cannot be used are reported and left out, or refused where ``data.strict``. Raises :class:`DataError`
+    for a source that is missing or of the wrong form, and where nothing usable is left.
+    """
+    report = DataReport(source=data.kind)
+    match data:
+        case ReasoningGymData():
+            train, val = gym.load(data, report)
+        case HubData():
+            train, val = hub.load(data, report)
+        case JsonlData():
+            train, val = jsonl.load(data, report)
+        case other:
+            raise TypeError(f"no source of questions for {type(other).__name__}")
+    with GraderPool(reward) as grader:
+        train, val = (_gradable(problems, grader, report) for problems in (train, val))
+    if data.strict and report.faults:
+        raise DataError(f"data.strict=true and there are unusable rows\n{report.render()}")
+    for name, problems in (("training", train), ("held-out", val)):
+        if not problems:
+            raise DataError(f"no usable {name} question is left\n{report.render()}")
+    return ProblemSet(tuple(train), tuple(val), report)
+
+
+def _gradable(problems: Sequence[Problem], grader: GraderPool, report: DataReport) -> list[Problem]:
+    kept = []
+    for problem, usable in zip(problems, grader.check_golds(problems), strict=True):
+        if usable:
+            kept.append(problem)
+        else:
+            report.add(Unusable("gold answer that the grader cannot read", problem.id, problem.answer))
+    return kept

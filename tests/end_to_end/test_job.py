@@ -1,0 +1,141 @@
+"""The whole job on a tiny random-weight model: every experiment, resume, and what ends up on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from p2o.config import Config
+from p2o.training.checkpoint import read_checkpoint
+from p2o.training.fit import train
+from p2o.training.module import P2OModule
+from p2o.training.state import Stage
+
+CONF = Path(__file__).parents[2] / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+LUCKY = ("debug=tiny", "reward=function", "reward.function=lucky.score", "reward.extract=[whole]", "trainer.threads=1")
+
+
+def summary_of(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary | {"ledger": {key: value for key, value in summary["ledger"].items() if key != "seconds"}}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs(experiment: str, configure: Callable[..., Config]) -> None:
+    result = train(configure(f"+experiment={experiment}", *LUCKY))
+    summary = summary_of(result.run_dir)
+    assert (summary["status"], summary["experiment"]) == ("completed", experiment)
+    assert [row["epoch"] for row in summary["epochs"]] == [0, 1]
+    assert summary["ledger"]["trained_tokens"]["policy"] > 0
+    evolved = experiment not in {"grpo", "grpo_n12"}
+    assert (summary["ledger"]["metric_calls"]["total"] > 0) == evolved
+    rows = pq.read_table(result.run_dir / "rollouts" / "epoch-000.parquet").to_pylist()
+    k = 12 if experiment == "grpo_n12" else 6
+    assert len(rows) == 16 * k
+    assert {row["template_id"] for row in rows} == {"plain"}, "nothing is evolved before the first epoch"
+
+
+def test_a_run_leaves_what_its_folder_promises(configure: Callable[..., Config]) -> None:
+    config = configure("+experiment=teacher_ref", *LUCKY)
+    run_dir = train(config).run_dir
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "log.txt",
+        "summary.json",
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+    ):
+        assert (run_dir / name).is_file() or name == "log.txt", name
+    assert json.loads((run_dir / "evolution" / "epoch-000" / "pool.json").read_text())["templates"]
+    base = AutoModelForCausalLM.from_pretrained(Path(config.model.path).expanduser())
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
+    model = PeftModel.from_pretrained(base, run_dir / "model")
+    ids = tokenizer("1 + 1 =", return_tensors="pt").input_ids
+    assert torch.isfinite(model(ids).logits).all()
+    events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    assert {"validation/accuracy", "ledger/generated_tokens"} <= set(events.Tags()["scalars"])
+
+
+def test_a_finished_run_says_so_and_changes_nothing(configure: Callable[..., Config]) -> None:
+    config = configure("+experiment=grpo", *LUCKY)
+    run_dir = train(config).run_dir
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "config.yaml"}
+    again = train(config)
+    assert again.already_done
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "config.yaml"} == before
+
+
+class Interrupted(BaseException):
+    """Stands for the end of the process: nothing of ours may catch it."""
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("at", [1, 4, 7, 10, 13])
+def test_resume_equals_no_interruption(
+    at: int, tuning: str, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job is stopped at its ``at``-th call of the sampler: validation, rounds and evolution all make them."""
+    arguments = ("+experiment=teacher_ref", f"tuning={tuning}", *LUCKY)
+    whole = train(configure(*arguments, f"run_dir={tmp_path / 'whole'}"))
+
+    calls = 0
+    sample = P2OModule._sample
+
+    def interrupting(self: P2OModule, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise Interrupted
+        return sample(self, *args)
+
+    cut = configure(*arguments, f"run_dir={tmp_path / 'cut'}")
+    with monkeypatch.context() as patch:
+        patch.setattr(P2OModule, "_sample", interrupting)
+        with pytest.raises(Interrupted):
+            train(cut)
+    resumed = train(cut)
+    assert resumed.state.stage is Stage.DONE
+
+    one, two = (read_checkpoint(run.run_dir / "checkpoints" / "last.ckpt") for run in (whole, resumed))
+    assert one.trainable.keys() == two.trainable.keys()
+    assert all(torch.equal(one.trainable[name], two.trainable[name]) for name in one.trainable)
+    summaries = [without_seconds(summary_of(run.run_dir)) for run in (whole, resumed)]
+    assert summaries[0] == summaries[1]
+    for name in ("evolution/epoch-000/pool.json", "evolution/epoch-000/assignment.json"):
+        assert (whole.run_dir / name).read_text() == (resumed.run_dir / name).read_text()
+    tables = [pq.read_table(run.run_dir / "rollouts" / "epoch-001.parquet") for run in (whole, resumed)]
+    assert tables[0].equals(tables[1])
+
+
+def test_the_baseline_differs_only_in_what_the_experiment_says(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    runs = [
+        train(configure(f"+experiment={name}", *LUCKY, f"run_dir={tmp_path / name}")).run_dir
+        for name in ("teacher_ref", "grpo")
+    ]
+    first = [pq.read_table(run / "rollouts" / "epoch-000.parquet") for run in runs]
+    assert first[0].equals(first[1]), "the first epoch has no templates: the runs are one and the same"
+
+
+def test_a_budget_of_tokens_ends_the_run(configure: Callable[..., Config]) -> None:
+    result = train(configure("+experiment=grpo", *LUCKY, "budget.tokens=600"))
+    assert result.state.stop_reason is not None
+    assert result.state.stop_reason.startswith("budget.tokens=600 is spent")
+    assert result.state.step < 8
+    assert summary_of(result.run_dir)["status"] == "stopped"
