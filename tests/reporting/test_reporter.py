@@ -168,7 +168,9 @@ def test_the_end_names_final_metrics_and_where_to_look(config: Config, state: Ru
     assert scalar(read, "final/val_accuracy") == [(2, 0.2)]
     data = read.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
     parameters = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
-    assert parameters["seed"].number_value == 3
+    assert parameters["Seed"].number_value == 3
+    assert parameters["Experiment"].string_value == config.name
+    assert parameters["resume"].string_value == "True"
     assert parameters["tuning.kind"].string_value == "lora"
     assert not any("run_dir" in name for name in parameters)
 

@@ -17,6 +17,7 @@ from p2o.reporting.closing import closing_table
 from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import Advantages, RolloutLog
+from p2o.reporting.runs import flat
 from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,
@@ -128,7 +129,7 @@ class Reporter:
         """
         value = self._write_summary(state, "stopped" if state.stop_reason else "completed")
         if self.logger is not None:
-            self.logger.log_hyperparams(flat_parameters(to_plain(self.config)), final_metrics(value), state.step)
+            self.logger.log_hyperparams(hyperparameters(to_plain(self.config)), final_metrics(value), state.step)
             self.logger.experiment.flush()
         write_report([self.run_dir], self.run_dir / "report.html")
         TERMINAL.print(closing_table(value, self.run_dir))
@@ -159,15 +160,17 @@ def epoch_line(epoch: EpochSummary) -> str:
     return "  ".join(parts) + (f"  [{epoch.note}]" if epoch.note else "")
 
 
-def flat_parameters(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The configuration as dotted keys, without where it was written; lists as text."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flat_parameters(value, f"{prefix}{key}.")
-        elif value is not None and key != "run_dir":
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """The configuration as dotted keys, without unset ones and without where it was written.
+
+    TensorBoard sorts them by name and shows the first few: capitals bring what tells runs apart to the front.
+    """
+    first = {"name": "Experiment", "scale": "Scale", "seed": "Seed"}
+    return {
+        first.get(key, key): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        for key, value in flat(config).items()
+        if value is not None and key != "run_dir"
+    }
 
 
 def final_metrics(value: Mapping[str, Any]) -> dict[str, float]:

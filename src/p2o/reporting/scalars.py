@@ -30,7 +30,8 @@ LAYOUT = {
     "The signal": {
         "groups: live, all wrong, all right": ["Multiline", [r"rollout/(live|all_fail|all_pass)$"]],
         "outcomes": ["Multiline", [r"rollout/(correct|wrong|unparseable|timeout)$"]],
-        "length and share cut short": ["Multiline", [r"rollout/(length|truncated)$"]],
+        "mean length in tokens": ["Multiline", [r"rollout/length$"]],
+        "share cut at the length limit": ["Multiline", [r"rollout/truncated$"]],
     },
     "The templates": {
         "dev score: empty template and best": ["Multiline", [r"evolution/(seed|best)_dev_score$"]],
