@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
 from p2o.policy.model import load_policy
-from p2o.reporting.environment import record_environment
+from p2o.reporting.environment import log_to, record_environment
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rewards import GraderPool
@@ -50,6 +50,11 @@ def train(config: Config) -> RunResult:
     heavy where the input cannot work; each names the key or file and the mend.
     """
     run_dir = open_run_folder(config)
+    with log_to(run_dir / "log.txt"):
+        return _train(config, run_dir)
+
+
+def _train(config: Config, run_dir: Path) -> RunResult:
     checkpoint = CheckpointStore(run_dir / "checkpoints").load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
@@ -129,6 +134,8 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
         config.reflector,
         config.gepa,
         complete=lambda texts, seeds: sampler.complete(texts, seeds, sampling, version=state.policy_version),
+        count_tokens=sampler.renderer.count_tokens,
+        ledger=state.ledger,
     )
     reflector.check()
     return reflector

@@ -168,6 +168,7 @@ class P2OModule(LightningModule):
             self.config.policy,
             self.config.distillation,
             temperature=self.config.rollout.temperature,
+            max_new_tokens=self.config.rollout.max_new_tokens,
             seed=derive_seed(self.config.seed, "update", self.state.step),
             scheduler=self.schedule,
             backward=self.manual_backward,
@@ -328,4 +329,3 @@ def _timed(call: Callable[[], T]) -> tuple[T, float]:
     """The call's result and its wall-clock seconds."""
     start = time.perf_counter()
     return call(), time.perf_counter() - start
-
