@@ -159,16 +159,14 @@ def score_bar(score: float, reference: float) -> Markup:
 
 
 def strip(solved: Sequence[bool]) -> Markup:
-    """A row of cells, one a dev question, filled where it was solved."""
+    """A row of cells, one a dev question, filled where it was solved. Two strokes, since a page has many strips."""
     size = max(2.0, min(9.0, round(360 / max(len(solved), 1), 1)))
-    cells = Markup("").join(
-        Markup('<rect class="{}" x="{}" y="0" width="{}" height="10"/>').format(
-            "hit" if hit else "miss", round(i * size, 1), round(size * 0.85, 2)
-        )
-        for i, hit in enumerate(solved)
-    )
-    title = f"{sum(solved)} of {len(solved)} dev questions solved"
-    return _svg(title, round(size * len(solved), 1), 10, cells, fixed=True)
+    cell, width = round(size * 0.85, 2), round(size * len(solved), 1)
+    hits = "".join(f"M{round(i * size, 1):g} 5h{cell:g}" for i, hit in enumerate(solved) if hit)
+    body = Markup(
+        '<path class="cells" d="M0 5H{}" stroke-dasharray="{:g} {:g}"/><path class="cells solved" d="{}"/>'
+    ).format(width, cell, round(size - cell, 2), hits)
+    return _svg(f"{sum(solved)} of {len(solved)} dev questions solved", width, 10, body, fixed=True)
 
 
 def _svg(title: str, width: float, height: float, body: Markup, *, fixed: bool = False) -> Markup:

@@ -23,7 +23,6 @@ from p2o.reporting.runs import (
     epoch_curve,
     grouped,
     load_run,
-    mean_over,
     optional_estimate,
 )
 from p2o.reporting.samples import Pair, pairs
@@ -109,17 +108,17 @@ def render(runs: Sequence[Run]) -> str:
 
 def overview(group: RunGroup) -> dict[str, Any]:
     """A group's row of the first table, as estimates over its seeds."""
-    accuracy = {
-        name: mean_over(group, lambda run, name=name: run.summary["val_accuracy"][name])  # type: ignore[misc]
-        for name in ("initial", "best", "final")
-    }
-    return accuracy | {
+    summaries = [run.summary for run in group.runs]
+    return {
         "label": group.label,
         "seeds": ", ".join(str(run.seed) for run in group.runs),
-        "status": ", ".join(dict.fromkeys(str(run.summary["status"]) for run in group.runs)),
-        "hard": mean_over(group, lambda run: run.summary["epochs"][-1]["hard"] if run.summary["epochs"] else None),
-        "tokens": mean_over(group, lambda run: run.summary["ledger"]["generated_tokens"]["total"]),
-        "seconds": mean_over(group, lambda run: run.summary["ledger"]["seconds"]["total"]),
+        "status": ", ".join(dict.fromkeys(str(summary["status"]) for summary in summaries)),
+        "initial": optional_estimate(summary["val_accuracy"]["initial"] for summary in summaries),
+        "best": optional_estimate(summary["val_accuracy"]["best"] for summary in summaries),
+        "final": optional_estimate(summary["val_accuracy"]["final"] for summary in summaries),
+        "hard": optional_estimate(summary["epochs"][-1]["hard"] for summary in summaries if summary["epochs"]),
+        "tokens": optional_estimate(summary["ledger"]["generated_tokens"]["total"] for summary in summaries),
+        "seconds": optional_estimate(summary["ledger"]["seconds"]["total"] for summary in summaries),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -175,11 +175,6 @@ def epoch_curve(group: RunGroup, field: str) -> list[Point]:
     epochs = sorted(set.intersection(*(set(row) for row in rows)))
     estimates = ((epoch, optional_estimate(row[epoch] for row in rows)) for epoch in epochs)
     return [Point(epoch, value) for epoch, value in estimates if value is not None]
-
-
-def mean_over(group: RunGroup, value: Callable[[Run], float | None]) -> Estimate | None:
-    """What ``value`` reads off each run, as an estimate."""
-    return optional_estimate(value(run) for run in group.runs)
 
 
 def _smooth(series: Mapping[int, float], window: int) -> dict[int, float]:
