@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from p2o.config import Config
 from p2o.evolution.gepa_phase import Evolution
+from p2o.policy.update import UpdateMetrics
 from p2o.reporting.reporter import Reporter
 from p2o.training.run_folder import open_run_folder
 from p2o.training.state import EpochSummary, RunState, Stage
@@ -86,7 +88,7 @@ class Player:
         state.ledger.add(Phase.POLICY, generated_tokens=100, rollouts=6, seconds=0.5)
         templates = (PLAIN, SPELL.id, SPELL.id)
         groups = [build_group(f"q{state.step}", "cwu", text=text), build_group("hard", "wwc", templates, text=text)]
-        metrics = {"loss": 0.1 * state.step, "grad_norm": 2.0}
+        metrics = dataclasses.asdict(UpdateMetrics(loss=0.1 * state.step, grad_norm=2.0, live=1))
         return self.reporter.round(state, groups, metrics, seconds={"rollout": 0.5, "update": 0.25})
 
     def validation(self, accuracy: float) -> None:

@@ -41,7 +41,8 @@ LAYOUT = {
         "loss": ["Multiline", [r"policy/loss$"]],
         "gradient norm": ["Multiline", [r"policy/grad_norm$"]],
         "entropy": ["Multiline", [r"policy/entropy$"]],
-        "tokens clipped and masked": ["Multiline", [r"policy/(clip_fraction|masked.*)$"]],
+        "tokens clipped and masked": ["Multiline", [r"policy/(clip|masked)_fraction$"]],
+        "log-probs, engine against trainer": ["Multiline", [r"policy/mismatch_(mean|max)$"]],
     },
     "The cost": {
         "generated tokens by phase": ["Multiline", [r"ledger/generated_tokens/"]],
