@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from p2o.types import Outcome
+
 EVALUATED = frozenset({"string_insertion", "spiral_matrix", "binary_matrix", "n_queens"})
 """Tasks whose scorer calls ``eval`` on the answer."""
 PARSED = frozenset(
@@ -66,25 +68,35 @@ def unpack(value: Any) -> Any:
     return value
 
 
-def is_full_score(answer: str, task: str, params: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Whether the task's scorer gives ``answer`` the full score.
+def judge(answer: str, task: str, params: Mapping[str, Any], entry: Mapping[str, Any]) -> Outcome:
+    """``CORRECT`` where the task's scorer gives the full score, ``UNPARSEABLE`` where it cannot read the answer.
 
     Args:
         answer: the extracted answer.
         task: name of the reasoning-gym dataset.
         params: arguments of its configuration that the question was made with.
         entry: the packed entry: question, answer and metadata.
-
-    Raises:
-        Exception: whatever a scorer raises on text that it did not expect.
     """
     if task in PARSED and not is_arithmetic(answer):
-        return False
-    entry = unpack(entry)
-    score = _dataset(task, json.dumps(params, sort_keys=True)).score_answer
-    if score(answer, entry) < 1.0:
-        return False
-    return score(_NONSENSE, entry) < 1.0 or answer.strip().casefold() == str(entry["answer"]).strip().casefold()
+        return Outcome.UNPARSEABLE
+    dataset, entry = _dataset(task, json.dumps(params, sort_keys=True)), unpack(entry)
+    score = _score(dataset, answer, entry)
+    if score is None:
+        return Outcome.UNPARSEABLE
+    if score < 1.0:
+        return Outcome.WRONG
+    takes_anything = _score(dataset, _NONSENSE, entry) == 1.0
+    same = answer.strip().casefold() == str(entry["answer"]).strip().casefold()
+    return Outcome.WRONG if takes_anything and not same else Outcome.CORRECT
+
+
+def _score(dataset: Any, answer: str, entry: Mapping[str, Any]) -> float | None:
+    try:
+        return float(dataset.score_answer(answer, entry))
+    except MemoryError:
+        raise
+    except Exception:  # scorers do not expect what a model may write
+        return None
 
 
 def is_arithmetic(text: str) -> bool:

@@ -68,8 +68,8 @@ def _score_gym(job: Mapping[str, Any]) -> Verdict:
     gold, metadata = job["problem"]["answer"], job["problem"]["metadata"]
     if "answer" not in job and not gold:  # tasks with many solutions have no answer of their own
         return Outcome.CORRECT, 1.0
-    full = gym.is_full_score(job.get("answer", gold), metadata["task"], metadata["params"], metadata["entry"])
-    return _all_or_nothing(full, Outcome.WRONG if "answer" in job else Outcome.UNPARSEABLE)
+    outcome = gym.judge(job.get("answer", gold), metadata["task"], metadata["params"], metadata["entry"])
+    return outcome, float(outcome is Outcome.CORRECT)
 
 
 def _function_scorer(function: Callable[[str, Problem], float]) -> Scorer:

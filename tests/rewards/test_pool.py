@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from p2o.config.schema import RewardConfig
+from p2o.rewards import GraderPool, RewardError, is_parseable_gold
+from p2o.types import Grade, Outcome, Problem
+
+FORMS = ["boxed", "answer_line", "last_number"]
+
+
+def problem(answer: str, id: str = "p") -> Problem:
+    return Problem(id, "question", answer)
+
+
+def function_config(name: str, **changes: object) -> RewardConfig:
+    return RewardConfig(**{"kind": "function", "function": f"reward_functions.{name}", **changes})
+
+
+def children(of: int) -> list[int]:
+    """Processes of this machine whose parent is ``of``."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # gone meanwhile
+            continue
+        if parent == of:
+            found.append(int(status.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[GraderPool]:
+    with GraderPool(RewardConfig(kind="math", workers=2, extract=FORMS)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def misbehaving() -> Iterator[GraderPool]:
+    with GraderPool(function_config("misbehave", deadline_s=1.0, memory_mb=512)) as pool:
+        yield pool
+
+
+def test_grades_in_order(pool: GraderPool) -> None:
+    answers = [(problem(str(i), f"p{i}"), rf"so \boxed{{{i if i % 3 else -1}}}") for i in range(200)]
+    grades = pool.grade_many(answers)
+    assert [grade.extracted for grade in grades] == [str(i if i % 3 else -1) for i in range(200)]
+    assert [grade.outcome is Outcome.CORRECT for grade in grades] == [bool(i % 3) for i in range(200)]
+    assert [grade.reward for grade in grades] == [float(bool(i % 3)) for i in range(200)]
+
+
+def test_outcomes_apart(pool: GraderPool) -> None:
+    gold = problem("x + 1")
+    texts = [r"\boxed{1 + x}", r"\boxed{x - 1}", "I give up", r"\boxed{)(}"]
+    outcomes = [grade.outcome for grade in pool.grade_many([(gold, text) for text in texts])]
+    assert outcomes == [Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE, Outcome.UNPARSEABLE]
+
+
+def test_an_answer_that_comes_again_is_remembered(pool: GraderPool) -> None:
+    gold = problem(r"\frac{x^2 - 1}{x - 1}", "remembered")
+    first = pool.submit(gold, r"\boxed{x + 1}").result()
+    again = pool.submit(gold, r"no, wait. \boxed{x + 1}")
+    assert again.done()
+    assert again.result() == first == Grade(Outcome.CORRECT, 1.0, "x + 1")
+
+
+def test_equal_answers_under_way_are_graded_once(misbehaving: GraderPool) -> None:
+    config = RewardConfig(kind="math", extract=FORMS)
+    with GraderPool(config) as fresh:
+        futures = [fresh.submit(problem(r"\sqrt{x^2+1}"), r"\boxed{(1+x^2)^{1/2}}") for _ in range(50)]
+        assert len(fresh._pending) == 1
+        assert {future.result().outcome for future in futures} == {Outcome.CORRECT}
+
+
+def test_golds(pool: GraderPool) -> None:
+    golds = ["5", r"\frac{1}{2}", "", r"\frac{1}{", r"\text{east}"]
+    assert pool.check_golds([problem(gold, gold) for gold in golds]) == [True, True, False, False, True]
+    assert is_parseable_gold("[1, 2)", RewardConfig())
+    assert not is_parseable_gold("((", RewardConfig())
+
+
+def test_exact_ignores_case_space_and_quotes() -> None:
+    with GraderPool(RewardConfig(kind="exact", extract=["answer_line", "whole"])) as exact:
+        gold = problem("Red, green")
+        texts = ["Answer: red,  GREEN.", '"Red, green"', "Answer: green, red", "   "]
+        outcomes = [grade.outcome for grade in exact.grade_many([(gold, text) for text in texts])]
+        assert outcomes == [Outcome.CORRECT, Outcome.CORRECT, Outcome.WRONG, Outcome.UNPARSEABLE]
+        assert exact.check_golds([gold, problem(" ")]) == [True, False]
+
+
+def test_a_function_gets_the_whole_text_and_the_problem() -> None:
+    with GraderPool(function_config("length")) as graded:
+        grades = graded.grade_many([(problem("10"), "12345"), (problem("5"), "12345")])
+        assert grades == [Grade(Outcome.WRONG, 0.5), Grade(Outcome.CORRECT, 1.0)]
+        assert graded.check_golds([problem("10")]) == [True]
+
+
+def test_workers_never_import_torch() -> None:
+    with GraderPool(function_config("heavy_modules")) as graded:
+        assert graded.submit(problem("1"), "x").result().reward == 0.0
+    program = (
+        "import sys; from p2o.rewards import worker, scorers\n"
+        "for kind in ('math', 'exact', 'reasoning_gym'): scorers.build_scorer(kind)\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'lightning', 'omegaconf')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_an_overrun_is_a_timeout_and_nobody_else_waits(misbehaving: GraderPool) -> None:
+    start = time.monotonic()
+    texts = ["fine", "sleep 60", "fine too", "sleep 60 again", "fine"]
+    grades = misbehaving.grade_many([(problem("1"), text) for text in texts])
+    assert time.monotonic() - start < 2 * (1.0 + 1.0) + 4.0  # two deadlines, two new workers
+    assert [grade.outcome for grade in grades] == [
+        Outcome.CORRECT,
+        Outcome.TIMEOUT,
+        Outcome.CORRECT,
+        Outcome.TIMEOUT,
+        Outcome.CORRECT,
+    ]
+    assert grades[1] == Grade(Outcome.TIMEOUT, 0.0)
+
+
+@pytest.mark.parametrize("text", ["die", "allocate", "raise", "recurse", "out of range", "not a number"])
+def test_a_failing_scorer_is_unparseable(misbehaving: GraderPool, text: str) -> None:
+    grades = misbehaving.grade_many([(problem("1"), text) for text in ("before", text, "after")])
+    assert [grade.outcome for grade in grades] == [Outcome.CORRECT, Outcome.UNPARSEABLE, Outcome.CORRECT]
+
+
+def test_a_failing_scorer_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with GraderPool(function_config("misbehave")) as graded, caplog.at_level(logging.WARNING, logger="p2o"):
+        graded.grade_many([(problem("1"), "raise")] * 20)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the function scorer failed on an answer (counted unparseable): RuntimeError: on purpose"
+    ]
+
+
+def test_printing_does_not_disturb_the_protocol(misbehaving: GraderPool, capfd: pytest.CaptureFixture[str]) -> None:
+    assert misbehaving.submit(problem("1"), "print").result().outcome is Outcome.CORRECT
+    assert capfd.readouterr() == ("", "")
+
+
+def test_closing_leaves_no_process_thread_or_file_and_cancels_the_rest() -> None:
+    files, threads, processes = len(os.listdir("/proc/self/fd")), threading.active_count(), set(children(os.getpid()))
+    graded = GraderPool(function_config("misbehave", workers=2))
+    futures = [graded.submit(problem("1"), "sleep 30") for _ in range(40)]
+    time.sleep(0.2)
+    start = time.monotonic()
+    graded.close()
+    graded.close()
+    assert time.monotonic() - start < 2.0
+    assert all(future.cancelled() for future in futures)
+    assert wait(futures, timeout=1.0).not_done == set()
+    assert len(os.listdir("/proc/self/fd")) == files
+    assert threading.active_count() == threads
+    assert set(children(os.getpid())) == processes
+    with pytest.raises(RuntimeError, match="closed"):
+        graded.submit(problem("1"), "late")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's notice of a parent's death is Linux's")
+def test_workers_die_with_a_parent_that_is_killed() -> None:
+    program = """if True:
+        import time
+        from p2o.config.schema import RewardConfig
+        from p2o.rewards import GraderPool
+        from p2o.types import Problem
+
+        function, problem = "reward_functions.misbehave", Problem("p", "", "1")
+        pool = GraderPool(RewardConfig(kind="function", function=function, deadline_s=100.0, workers=2))
+        pool.grade_many([(problem, "fine")] * 8)
+        [pool.submit(problem, "sleep 100") for _ in range(4)]
+        print("ready", flush=True)
+        time.sleep(100)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    workers = children(parent.pid)
+    assert len(workers) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 5.0
+    while any(_alive(worker) for worker in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(_alive(worker) for worker in workers)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "magic"}, "reward.kind=magic"),
+        ({"extract": ["boxed", "guess"]}, "reward.extract"),
+        ({"extract": []}, "reward.extract"),
+        ({"workers": 0}, "reward.workers=0"),
+        ({"deadline_s": 0.0}, "reward.deadline_s"),
+        ({"kind": "function"}, "reward.function=None"),
+        ({"kind": "function", "function": "length"}, "reward.function=length"),
+        ({"kind": "function", "function": "no.such.module"}, "reward.function=no.such.module"),
+        ({"kind": "function", "function": "reward_functions.absent"}, "absent"),
+        ({"kind": "function", "function": "reward_functions.NOT_CALLABLE"}, "not a function"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        GraderPool(RewardConfig(**changes))
