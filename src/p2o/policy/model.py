@@ -7,7 +7,7 @@ Either way the matrix products run in ``model.dtype`` under autocast.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, TuningConfig
+from p2o.policy.attention import NAME as SEGMENT_ATTENTION
+from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, resolve_model, staged_folder
+from p2o.policy.layout import Segment
 from p2o.types import derive_seed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -43,6 +46,7 @@ class Policy:
         self._live = module
         self._frozen: PreTrainedModel | None = None
         self._module = module
+        self._no_mask = torch.zeros(1, 1, 1, 2, dtype=torch.bool)
         self.trainable: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
 
     @property
@@ -62,6 +66,11 @@ class Policy:
         return isinstance(self._live, PeftModel)
 
     @property
+    def attends_by_segments(self) -> bool:
+        """Whether :meth:`hidden_states` takes blocks of segments, so that any layout can be trained on."""
+        return self.causal_lm.config._attn_implementation == SEGMENT_ATTENTION
+
+    @property
     def device(self) -> torch.device:
         return next(self._live.parameters()).device
 
@@ -71,19 +80,26 @@ class Policy:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def hidden_states(self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, position_ids: Tensor, attention_mask: Tensor | Sequence[Block] | None
+    ) -> Tensor:
         """Last hidden states [B, T, D], before the head.
 
-        ``attention_mask`` is None (all rows full and causal), [B, T] (1 = token, 0 = padding, causal) or a boolean
-        [B, 1, T, T] that says which key (last axis) each query may see.
+        ``attention_mask`` is None (all rows full and causal), [B, T] (1 = token, 0 = padding, causal), a boolean
+        [B, 1, T, T] that says which key (last axis) each query may see, or blocks of segments
+        (:func:`p2o.policy.attention.build_blocks`), which need ``model.attn_implementation=sdpa``.
         """
         lm = self.causal_lm
-        if attention_mask is not None and attention_mask.dim() == 4:
+        arguments: dict[str, Any] = {"attention_mask": attention_mask}
+        if attention_mask is not None and not isinstance(attention_mask, Tensor):
+            # transformers makes no mask of its own where it is given a whole one; this one would fit no attention but
+            # the one that ignores it.
+            arguments = {"attention_mask": self._no_mask, "blocks": attention_mask}
+        if isinstance(arguments["attention_mask"], Tensor) and arguments["attention_mask"].dim() == 4:
             _check_full_attention(lm)
-        backbone = getattr(lm, lm.base_model_prefix)
         with self.autocast():
-            return backbone(
-                input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask, use_cache=False
+            return getattr(lm, lm.base_model_prefix)(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
             ).last_hidden_state
 
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -154,20 +170,21 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     if model.dtype not in DTYPES:
         raise ModelError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
     dtype = DTYPES[model.dtype]
-    tokenizer = load_tokenizer(model)
-    if isinstance(tuning, LoraTuning):
-        module: PreTrainedModel | PeftModel = _with_adapter(load_causal_lm(model, dtype), tuning, seed)
-        module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
-    elif isinstance(tuning, FullTuning):
-        module = load_causal_lm(model, torch.float32)
-    else:
+    if not isinstance(tuning, LoraTuning | FullTuning):
         raise ModelError(f"tuning.kind={tuning.kind}: choose lora or full")
+    tokenizer = load_tokenizer(model)
+    lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
+    if model.attn_implementation == "sdpa":
+        lm.set_attn_implementation(SEGMENT_ATTENTION)
+    module = _with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
     policy = Policy(module, tokenizer, dtype, model)
     _check_head(policy)
+    if policy.attends_by_segments:
+        _check_segments(policy)
     return policy
 
 
-def _with_adapter(lm: PreTrainedModel, tuning: LoraTuning, seed: int) -> PeftModel:
+def _with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, seed: int) -> PeftModel:
     targets = _target_modules(lm, tuning.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -179,6 +196,7 @@ def _with_adapter(lm: PreTrainedModel, tuning: LoraTuning, seed: int) -> PeftMod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("adapter", seed))
         module = get_peft_model(lm, config, autocast_adapter_dtype=True)
+    module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
     for layer in module.modules():
         # Autocast already brings the adapter's weights to the activations' dtype; peft would first copy
         # every activation to float32.
@@ -215,6 +233,28 @@ def _check_head(policy: Policy) -> None:
         raise ModelError(
             f"{type(policy.causal_lm).__name__} changes its logits after the output layer (scaling or soft cap), "
             "which the log-prob head does not reproduce: choose another model.path"
+        )
+
+
+@torch.no_grad()
+def _check_segments(policy: Policy) -> None:
+    """Two branches of one prefix must come out as the two whole sequences do."""
+    ids_BT = torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 6, 7]], device=policy.device) % policy.causal_lm.config.vocab_size
+    whole_BTD = policy.hidden_states(ids_BT, torch.arange(5, device=policy.device).expand(2, 5), None)
+    tree_BT = torch.cat((ids_BT[:1], ids_BT[1:, 3:]), dim=1)
+    positions_BT = torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=policy.device)
+    blocks = build_blocks((Segment(0, 3), Segment(3, 2, 0, 3), Segment(5, 2, 0, 3)), 7, policy.device)
+    try:
+        branches_BTD = policy.hidden_states(tree_BT, positions_BT, blocks)[:, 3:].view(2, 2, -1)
+    except (RuntimeError, TypeError) as error:
+        branches_BTD, reason = None, f" [{error}]"
+    else:
+        reason = ""
+    tolerance = 0.05 * float(whole_BTD.abs().max())
+    if branches_BTD is None or not torch.allclose(branches_BTD, whole_BTD[:, 3:], rtol=0.05, atol=tolerance):
+        raise ModelError(
+            f"{type(policy.causal_lm).__name__} does not attend by segments{reason}: "
+            "set model.attn_implementation=eager policy.layout=padded"
         )
 
 

@@ -146,6 +146,12 @@ def build_batch(groups: Sequence[Group], config: PolicyConfig, distillation: Dis
     )
 
 
+def advantages_of(group: Group, config: PolicyConfig) -> list[float]:
+    """The K advantages of a group under ``policy.loss`` and ``policy.baseline``."""
+    members = [rollout.template_id for rollout in group.rollouts] if config.baseline == "template" else None
+    return group_advantages(group.rewards, normalise=PRESETS[config.loss].normalise, members=members).tolist()
+
+
 class _Scorer:
     """Log-probs and entropies of a micro-batch's targets under the policy, at the temperature of the rollouts."""
 
