@@ -61,7 +61,7 @@ def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
     """Keys that ``+key=value`` put where the schema has none; Hydra opens every node for such overrides."""
     schema_of = OmegaConf.get_type(node)
     fields = {field.name for field in dataclasses.fields(schema_of)} if dataclasses.is_dataclass(schema_of) else None
-    for key in node:
+    for key in map(str, node):
         if fields is not None and key not in fields:
             yield f"{prefix}{key}"
         elif not OmegaConf.is_missing(node, key) and isinstance(child := node._get_node(key), DictConfig):

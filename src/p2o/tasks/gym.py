@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from p2o.config.schema import ReasoningGymData, TaskMix
@@ -25,17 +26,23 @@ def load(data: ReasoningGymData, report: DataReport) -> tuple[list[Problem], lis
         raise DataError("data.tasks is empty: give data.tasks.<name>={name: chain_sum}")
     if data.train_size is None or data.val_size is None:
         raise DataError("data=reasoning_gym makes as many questions as it is told: set data.train_size and val_size")
-    total = sum(mix.weight for mix in data.tasks.values())
+    weights = [mix.weight for mix in data.tasks.values()]
+    sizes = zip(_shares(data.train_size, weights), _shares(data.val_size, weights), strict=True)
     train: list[Problem] = []
     val: list[Problem] = []
-    for key, mix in data.tasks.items():
-        shares = [round(size * mix.weight / total) for size in (data.train_size, data.val_size)]
-        problems = _problems(key, mix, sum(shares), data.seed, report)
-        val += problems[: shares[1]]
-        train += problems[shares[1] :]
+    for (key, mix), (train_size, val_size) in zip(data.tasks.items(), sizes, strict=True):
+        problems = _problems(key, mix, train_size + val_size, data.seed, report)
+        val += problems[:val_size]
+        train += problems[val_size:]
     for part, name in ((train, "train"), (val, "val")):
         random.Random(derive_seed(data.seed, name)).shuffle(part)
     return train, val
+
+
+def _shares(size: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of ``weights`` that sum to ``size``."""
+    bounds = [round(size * part / sum(weights)) for part in accumulate(weights, initial=0.0)]
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
 def _problems(key: str, mix: TaskMix, count: int, seed: int, report: DataReport) -> list[Problem]:

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
+import torch
 from lightning import LightningDataModule
 
 from p2o.config.schema import Config
@@ -58,3 +59,9 @@ class RoundDataModule(LightningDataModule):
     def train_dataloader(self) -> RoundLoader:
         rounds = rounds_of_epoch(self._problems, self._config, self._state.epoch)
         return RoundLoader(rounds[self._state.round :])
+
+    def transfer_batch_to_device(
+        self, batch: tuple[Problem, ...], device: torch.device, dataloader_idx: int
+    ) -> tuple[Problem, ...]:
+        """A round is text: there is nothing to transfer."""
+        return batch

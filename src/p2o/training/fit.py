@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from p2o.tasks import DataError, load_problems
 from p2o.training.checkpoint import CheckpointStore
 from p2o.training.data import RoundDataModule, num_rounds
 from p2o.training.module import P2OModule
+from p2o.training.quiet import quiet_libraries
 from p2o.training.run_folder import open_run_folder
 from p2o.training.state import RunState, Stage
 from p2o.types import Problem, SamplingParams
@@ -55,6 +55,7 @@ def train(config: Config) -> RunResult:
 
 
 def _train(config: Config, run_dir: Path) -> RunResult:
+    quiet_libraries()
     checkpoint = CheckpointStore(run_dir / "checkpoints").load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
@@ -100,29 +101,29 @@ def _train(config: Config, run_dir: Path) -> RunResult:
 def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
     """Lightning's side of the job: device, strategy, loggers. The position comes from ``state``, not from Lightning."""
     left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
-        return Trainer(
-            accelerator=config.trainer.accelerator,
-            devices=config.trainer.devices,
-            strategy=config.trainer.strategy,
-            max_epochs=left,
-            reload_dataloaders_every_n_epochs=1,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=logger or False,
-            log_every_n_steps=1,
-            use_distributed_sampler=False,
-        )
+    return Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
+        max_epochs=left,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=logger or False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
 
 
 def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger | None:
     """TensorBoard under ``run_dir/tensorboard``; events past the checkpoint that we continue from are dropped."""
     if not config.logger.tensorboard:
         return None
-    return TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=state.step or None)
+    return TensorBoardLogger(
+        run_dir, name="", version="tensorboard", purge_step=state.step + 1, default_hp_metric=False
+    )
 
 
 def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector | None:

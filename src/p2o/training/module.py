@@ -11,10 +11,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from p2o.config.schema import Config
@@ -24,7 +25,7 @@ from p2o.evolution.gepa_phase import Evolution, evolve
 from p2o.evolution.hard_set import HardSet, Record, mine
 from p2o.evolution.reflectors import Reflector
 from p2o.policy.model import Policy
-from p2o.policy.update import update
+from p2o.policy.update import advantages_of, update
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.sampler import Sampler
@@ -104,7 +105,13 @@ class P2OModule(LightningModule):
             state.records[group.problem.id] = Record.of(group)
         state.round += 1
         state.step += 1
-        scalars = self.reporter.round(state, groups, metrics, seconds={"rollout": sampling_s, "update": update_s})
+        scalars = self.reporter.round(
+            state,
+            groups,
+            metrics,
+            seconds={"rollout": sampling_s, "update": update_s},
+            advantages={group.problem.id: advantages_of(group, self.config.policy) for group in groups},
+        )
         self.progress.round_done(state, scalars)
         if self._validation_due():
             self.validate_plain()
@@ -138,8 +145,8 @@ class P2OModule(LightningModule):
         state.records = {}
         state.epoch += 1
         state.round = 0
-        self._enter(Stage.DONE if self._finished() else Stage.POLICY)
         self.progress.epoch_done(self.reporter.epoch(state, summary))
+        self._enter(Stage.DONE if self._finished() else Stage.POLICY)
         self.trainer.should_stop = state.stage is Stage.DONE
 
     # ------------------------------------------------------------------ policy phase
@@ -163,7 +170,7 @@ class P2OModule(LightningModule):
         """One or several optimizer steps on the groups (equation 6); returns the metrics by name."""
         metrics = update(
             self.policy,
-            self.optimizers(),
+            cast(LightningOptimizer, self.optimizers()),
             groups,
             self.config.policy,
             self.config.distillation,

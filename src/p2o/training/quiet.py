@@ -1,0 +1,23 @@
+"""Libraries' remarks that would bury the run's own lines, each with the reason why it can go."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from transformers.utils import logging as transformers_logging
+
+HARMLESS = (
+    r".*module\(s\) in eval mode at the start of training.*",  # no dropout is trained: train and eval are the same
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
+    r".*does not have many workers.*",  # the loader hands out text
+)
+
+
+def quiet_libraries() -> None:
+    """Keep Lightning's and transformers' warnings, drop their notices and bars; the run has bars of its own."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
