@@ -36,7 +36,8 @@ def test_the_meta_prompt_shows_all_that_a_reflector_needs() -> None:
         assert part in prompt
     assert "cut off at the length limit; no final answer could be read" in prompt
     assert "under 60 words" in prompt
-    assert extract_template(prompt)[0] == "the new instruction"  # the form that it asks for is the form that is read
+    form = prompt.split("backticks:\n")[1]
+    assert extract_template(form.replace("the new instruction", "Think."))[0] == "Think."  # it asks for what is read
     empty = render(ReflectionJob("", (feedback(),), 0), 90, 1000, words)
     assert empty is not None
     assert "none: the problem stands alone" in empty
@@ -83,6 +84,7 @@ def test_lone_surrogates_do_not_reach_the_tokenizer() -> None:
         ("old:\n```\nBe careful.\n```\nnew:\n```\nCount", None, "truncated"),
         ("```\n \n```", None, "empty"),
         ("``````", None, "empty"),
+        ("```\n(The new instruction)\n```", None, "empty"),
     ],
 )
 def test_only_a_closed_block_with_text_is_a_template(reply: str, text: str | None, error: str | None) -> None:

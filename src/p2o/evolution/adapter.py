@@ -76,29 +76,22 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
 
     def batch_evaluate(self, items: list[tuple[Candidate, list[Problem]]]) -> list[EvaluationBatch]:
         """Scores for several (template, questions) pairs, at the price of one evaluation call."""
-        fresh = [self._fresh(candidate[COMPONENT], batch, items[:i]) for i, (candidate, batch) in enumerate(items)]
-        wanted = [
-            (candidate[COMPONENT], problem) for (candidate, _), new in zip(items, fresh, strict=True) for problem in new
-        ]
+        wanted: dict[tuple[str, str], Problem] = {}
+        fresh = []
+        for candidate, batch in items:
+            pairs = {(candidate[COMPONENT], problem.id): problem for problem in batch}
+            new = {pair: pairs[pair] for pair in pairs if pair not in self._scores and pair not in wanted}
+            wanted |= new
+            fresh.append(len(new))
         if wanted:
-            self._score(wanted)
-        return [
-            self._batch(candidate[COMPONENT], batch, len(new))
-            for (candidate, batch), new in zip(items, fresh, strict=True)
-        ]
+            self._score([(template, problem) for (template, _), problem in wanted.items()])
+        return [self._batch(candidate[COMPONENT], batch, n) for (candidate, batch), n in zip(items, fresh, strict=True)]
 
     def make_reflective_dataset(
         self, candidate: Candidate, eval_batch: EvaluationBatch, components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """The minibatch's :class:`Feedback` as mappings."""
         return {COMPONENT: [asdict(feedback) for feedback in eval_batch.trajectories or ()]}
-
-    def _fresh(
-        self, template: str, batch: list[Problem], earlier: list[tuple[Candidate, list[Problem]]]
-    ) -> list[Problem]:
-        """The problems of ``batch`` that neither an earlier call nor an earlier item scores under ``template``."""
-        asked = {p.id for candidate, problems in earlier if candidate[COMPONENT] == template for p in problems}
-        return [p for p in batch if (template, p.id) not in self._scores and p.id not in asked]
 
     def _score(self, pairs: list[tuple[str, Problem]]) -> None:
         requests = [

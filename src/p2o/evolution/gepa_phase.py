@@ -120,7 +120,9 @@ def evolve(
     train, dev = split(hard, config.dev_size, derive_seed(seed, epoch))
     if not dev:
         return _too_few(hard)
-    budget = config.metric_calls or metric_call_budget(config.candidates, len(dev))
+    budget = config.metric_calls
+    if budget is None:
+        budget = metric_call_budget(config.candidates, len(dev))
     seed = derive_seed(seed, epoch, "evolve")
     _drop_pickles(run_dir)
     journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())

@@ -25,8 +25,10 @@ problems too, so:
 
 Write the new instruction, and nothing else, between two lines of three backticks:
 ```
-the new instruction
+{placeholder}
 ```"""
+
+PLACEHOLDER = "the new instruction"
 
 EXAMPLE = """\
 Problem {number}:
@@ -38,7 +40,7 @@ The model wrote:
 Judgement: {judgement} Score {reward:.2f}. The correct answer is: {answer}"""
 
 NO_TEMPLATE = "(none: the problem stands alone)"
-SHORTER = (None, 4000, 2000, 1000, 500, 250, 120)
+SHORTER = (None, 32000, 16000, 8000, 4000, 2000, 1000, 500, 250, 120)
 """Characters that a response may have, tried in turn until the prompt fits its budget."""
 
 JUDGEMENTS = {
@@ -61,7 +63,12 @@ def render(job: ReflectionJob, max_template_tokens: int, budget: int, count_toke
     for count in range(len(job.examples), 0, -1):
         for limit in SHORTER:
             examples = [_example(i, example, limit) for i, example in enumerate(job.examples[:count], start=1)]
-            prompt = PROMPT.format(template=job.template or NO_TEMPLATE, examples="\n\n".join(examples), words=words)
+            prompt = PROMPT.format(
+                template=job.template or NO_TEMPLATE,
+                examples="\n\n".join(examples),
+                words=words,
+                placeholder=PLACEHOLDER,
+            )
             # A lone surrogate, which a model's bytes may decode to, can be neither tokenized nor sent.
             prompt = prompt.encode(errors="replace").decode()
             if count_tokens(prompt) <= budget:
@@ -72,8 +79,8 @@ def render(job: ReflectionJob, max_template_tokens: int, budget: int, count_toke
 def extract_template(reply: str) -> tuple[str | None, str | None]:
     """(template, None) from the last fenced block of ``reply``, or (None, what is wrong with it).
 
-    A reply without a fence is ``unfenced``, one that ends inside a block ``truncated``, a block without text
-    ``empty``. Nothing else is ever taken for a template.
+    A reply without a fence is ``unfenced``, one that ends inside a block ``truncated``, a block that holds no text, or
+    the prompt's own placeholder, ``empty``. Nothing else is ever taken for a template.
     """
     parts = reply.replace("\r\n", "\n").split("```")
     if len(parts) == 1:
@@ -83,7 +90,7 @@ def extract_template(reply: str) -> tuple[str | None, str | None]:
     first, newline, rest = parts[-2].partition("\n")
     block = rest if newline and INFO_STRING.fullmatch(first) else parts[-2]
     text = block.strip()
-    return (text, None) if text else (None, "empty")
+    return (None, "empty") if text.strip("()<>.").casefold() in ("", PLACEHOLDER) else (text, None)
 
 
 def _example(number: int, example: Feedback, limit: int | None) -> str:
