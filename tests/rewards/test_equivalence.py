@@ -211,6 +211,8 @@ def test_digits_bound_what_an_expression_writes_out() -> None:
     assert digits(parse("10!")) >= 6
     assert digits(parse("x^{10}")) < 20
     assert digits(parse("9^{9^{9^{9}}}")) > 1e9
+    assert digits(parse("(x+1)^{100}")) < 1000
+    assert digits(parse("(a+b+c+d+f+g+h+j)^{50}")) == float("inf")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ def test_golds_that_no_answer_can_be_compared_with() -> None:
 
 def test_is_hostile_by_length_depth_and_count() -> None:
     assert not is_hostile(r"\frac{1}{1+\frac{1}{2}}")
-    assert is_hostile("x" * 2001)
-    assert is_hostile("[" * 41)
+    assert is_hostile("x" * 1001)
+    assert is_hostile("[" * 13)
 
 
 def test_importing_the_rewards_brings_no_torch_and_no_sympy() -> None:
