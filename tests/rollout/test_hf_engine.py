@@ -57,6 +57,7 @@ def prompts(seed: int = 0) -> list[Prompt]:
     generator = torch.Generator().manual_seed(seed)
     made = [tuple(torch.randint(0, 250, (n,), generator=generator).tolist()) for n in LENGTHS]
     made[3] = made[4]  # a group of two
+    made[6] = made[2][:20] + made[6][20:]  # and two that begin alike
     return [Prompt(tokens, seed=100 + i) for i, tokens in enumerate(made)]
 
 
@@ -212,11 +213,12 @@ def test_the_reference_is_the_model_before_training(tmp_path: Path, tuning: Tuni
 def test_the_policys_own_module_is_left_as_it_was(tmp_path: Path) -> None:
     policy = load(tmp_path, LoraTuning(r=4))
     modules = {name: type(m) for name, m in policy.module.named_modules()}
+    attention = policy.causal_lm.config._attn_implementation
     it = engine(policy)
     it.generate(prompts(), SamplingParams(1.0, 5), version=0)
     it.close()
     assert {name: type(m) for name, m in policy.module.named_modules()} == modules
-    assert policy.causal_lm.config._attn_implementation == "sdpa"
+    assert policy.causal_lm.config._attn_implementation == attention
     assert all(p.requires_grad for p in policy.trainable.values())
     loss = policy.module(input_ids=torch.tensor([prompts()[0].tokens])).logits.sum()
     loss.backward()

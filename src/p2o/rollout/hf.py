@@ -5,7 +5,6 @@ Shapes: R rows (sequences being decoded), V vocabulary.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +17,12 @@ from p2o.policy.model import Policy
 from p2o.rollout.cache import RowCache
 from p2o.rollout.decoding import draw, uniforms
 from p2o.rollout.engine import OnFinish, StalePolicyError
+from p2o.rollout.prefix_tree import PrefixTree
 from p2o.rollout.twin import Twin
 from p2o.types import Generation, Prompt, SamplingParams
 
-PREFILL_TOKENS = 2048
-"""Prompt tokens, padding included, of one forward pass."""
+PREFILL_TOKENS = 1024
+"""Nodes of a prefix tree from which on it is computed; its attention is quadratic in them."""
 
 
 class HfEngine:
@@ -134,10 +134,8 @@ class _Decode:
         self.tokenizer = policy.tokenizer
         self.device = policy.device
         self.capacity = min(engine.config.max_rows, len(prompts))
-        self.cache = RowCache(self.capacity, policy.dtype, self.device)
-        # Rows of one prompt sit side by side; long prompts go first so that rows of like length meet.
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].tokens), prompts[i].tokens), reverse=True)
-        self.queue = order[::-1]
+        self.cache = RowCache(self.capacity, twin.key_heads, policy.dtype, self.device)
+        self.queue = sorted(range(len(prompts)), key=lambda i: prompts[i].tokens, reverse=True)
         self.rows: list[_Row] = []
         self.results: dict[int, Generation] = {}
         self.uniforms = torch.zeros(len(prompts), sampling.max_new_tokens)
@@ -172,22 +170,27 @@ class _Decode:
                 self.cache.move(len(self.rows), slot)
 
     def _prefill(self, slots: Sequence[int]) -> None:
-        """Compute each distinct prompt once, in batches of like length, and give it to the rows that share it."""
-        by_prompt: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for slot in slots:
-            tokens = self.prompts[self.rows[slot].prompt].tokens[:-1]
-            if tokens:
-                by_prompt[tokens].append(slot)
-        pending = sorted(by_prompt, key=len)
-        while pending:
-            width = len(pending[-1])
-            batch = [pending.pop() for _ in range(min(len(pending), max(1, PREFILL_TOKENS // width)))]
-            ids = torch.tensor([t + (0,) * (width - len(t)) for t in batch], device=self.device)
-            pairs = [(i, slot) for i, tokens in enumerate(batch) for slot in by_prompt[tokens]]
-            source, target = torch.tensor(pairs, device=self.device).unbind(1)
-            self.cache.prefill(source, target, width)
-            positions = torch.arange(width, device=self.device)[None]
-            self.twin.hidden(input_ids=ids, position_ids=positions, past_key_values=self.cache)
+        """Compute what the prompts of fresh rows are made of, each shared beginning once."""
+        tree, paths, rows = PrefixTree(), [], []
+        # In the order of their tokens, prompts that begin alike meet in one tree.
+        for slot in sorted(slots, key=lambda slot: self.prompts[self.rows[slot].prompt].tokens):
+            if path := tree.add(self.prompts[self.rows[slot].prompt].tokens[:-1]):
+                paths.append(path)
+                rows.append(slot)
+            if len(tree) >= PREFILL_TOKENS:
+                self._compute(tree, paths, rows)
+                tree, paths, rows = PrefixTree(), [], []
+        if rows:
+            self._compute(tree, paths, rows)
+
+    def _compute(self, tree: PrefixTree, paths: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
+        self.cache.prefill(paths, rows)
+        self.twin.hidden(
+            input_ids=torch.tensor([tree.tokens], device=self.device),
+            position_ids=torch.tensor([tree.positions], device=self.device),
+            attention_mask=tree.mask(self.cache.dtype, self.device),
+            past_key_values=self.cache,
+        )
 
     def _step(self) -> None:
         """One token for every row."""

@@ -154,6 +154,7 @@ class Twin:
             pending: dict[int, Tensor] = {}
             swap.update({layer: _Share(joint, i, pending) for i, layer in enumerate(group)})
         self._backbone = _clone(backbone, swap, config)
+        self.key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self._head = _Joint([lm.get_output_embeddings()], dtype)
 
     def use_adapter(self, on: bool) -> None:
