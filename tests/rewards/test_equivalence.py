@@ -19,6 +19,8 @@ from p2o.types import Outcome
         (r"14{,}916", "14916"),
         ("5.0", "5"),
         ("1/2", "0.5"),
+        ("-1./3", r"-\frac{1}{3}"),
+        (r"\frac{1}{20,\!000}", "0.00005"),
         (r"\frac12", r"\dfrac{2}{4}"),
         ("2.625", r"2\frac58"),
         ("1.5", "1 1/2"),
@@ -244,7 +246,7 @@ def test_normalising_twice_changes_nothing(text: str) -> None:
 
 def test_golds_that_no_answer_can_be_compared_with() -> None:
     assert all(
-        parses(gold) for gold in ["5", r"\frac{x}{2}", r"\text{east}", "C", "[1, 2)", "1, 2", "x = 5", "2^{2^{2009}}"]
+        parses(gold) for gold in ["5", r"\frac{x}{2}", r"\text{east}", "C", "[1, 2)", "1, 2", "x = 5", "2^{2^{2009}}", r"50\%"]
     )
     assert not any(parses(gold) for gold in ["", "  ", "$$", r"\frac{0}{0}", r"\frac{1}{", "((", "<img src=x>"])
 

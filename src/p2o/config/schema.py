@@ -107,6 +107,8 @@ class HubData(DataConfig):
     dataset: str = MISSING
     subset: str | None = None
     split: str = "train"
+    shuffle: bool = True
+    """Shuffle by ``seed`` before the held-out rows are split off, as published for DeepScaler (not for DeepMath)."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
@@ -124,7 +126,8 @@ class RewardConfig:
     kind: str = "math"
     """math | reasoning_gym | exact | function"""
     extract: list[str] = field(default_factory=lambda: ["boxed", "answer_line", "last_number"])
-    """Where the answer is looked for, in order: boxed | answer_line | last_number | whole."""
+    """Where the answer is looked for, in order: boxed | answer_line | bare | last_formula | last_number | whole; see
+    p2o.rewards.extract."""
     function: str | None = None
     """kind=function: dotted name of ``f(prediction: str, problem: Problem) -> float`` in [0, 1]."""
     deadline_s: float = 5.0

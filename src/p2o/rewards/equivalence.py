@@ -70,6 +70,8 @@ _COMMAND = re.compile(r"\\[,;:!]|\\(?:text[a-z]*|mbox|mathrm)\s?\{[^{}]*\}|\\[a-
 _THOUSANDS = re.compile(r"(?<=[0-9])(?<!\b0),(?=[0-9]{3}(?![0-9]))")
 _VARIABLE = re.compile(r"(?<![a-zA-Z])[a-zA-Z](?<![eEiI])(?![a-zA-Z])")
 _CHOICE = re.compile(r"(?:\\[a-z]{4,10}\{)?\(?([A-Z])\)?\}?")
+_GROUPS_IN_BRACES = re.compile(r"(?<=\{)[0-9]{1,3}(?:,[0-9]{3})+(?=\})")
+_LONE_POINT = re.compile(r"(?<=[0-9])\.(?![0-9.])")
 _GROUPED = re.compile(r"[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _IMAGINARY = re.compile(r"(?<=[0-9])i(?![a-zA-Z])")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
@@ -136,7 +138,7 @@ def _judge(answer: str, gold: str) -> Outcome:
 
 def parses(gold: str) -> bool:
     """Whether an answer can ever be compared with this gold by more than its spelling."""
-    gold = normalise(gold)
+    gold = normalise(gold).replace(r"\%", "")
     if number(gold) is not None:
         return True
     expression = None if is_hostile(gold) else parse(gold)
@@ -149,6 +151,7 @@ def normalise(text: str) -> str:
         text = boxed(text) or text
     text = _SPACES.sub(" ", re.sub(r"\\!\s*", "", _DELIMITERS.sub("", text))).translate(_UNICODE)
     text = _COMMA.sub(",", text).replace("**", "^").replace(r"\approx", "=").strip().lstrip("=: ").rstrip(".,;: ")
+    text = _GROUPS_IN_BRACES.sub(lambda groups: groups[0].replace(",", ""), _LONE_POINT.sub("", text))
     text = _SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
     text = _VALUE_IN_TEXT.sub(r"\1", _PERCENT.sub(r"\\%", text))
     if choice := _CHOICE.fullmatch(text):

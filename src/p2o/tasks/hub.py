@@ -6,77 +6,80 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetsError
 
 from p2o.config.schema import HubData
-from p2o.tasks.jsonl import to_problem
-from p2o.tasks.problem_set import DataError, DataReport, Row, distinct
+from p2o.tasks.jsonl import check_columns, to_problem
+from p2o.tasks.problem_set import DataError, DataReport, Row, Sieve
 from p2o.types import Problem
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 def load(data: HubData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
-    """``val_size`` and ``train_size`` rows, chosen as published.
+    """(training, held-out) rows, chosen by :func:`select`.
 
-    The rows are shuffled with ``data.seed``, the held-out ones split off by the same seed, and the training ones drawn
-    from what is left by the same seed again. Unusable rows are left out afterwards, so that the choice is the
-    published one.
+    Unusable rows are left out after the choice, so that it stays the published one; a training question that is
+    held out too is one of them.
     """
-    rows = select(open_dataset(data), data)
-    name = Path(data.dataset).name
-    seen = distinct([*_rows(rows[1], data, name), *_rows(rows[0], data, name)], report)
-    questions = set(rows[1][data.columns.question])
-    return [p for p in seen if p.question not in questions], [p for p in seen if p.question in questions]
+    train, val = select(open_dataset(data), data)
+    sieve = Sieve(report)
+    held_out = list(sieve(_rows(val, data, "held-out")))
+    return list(sieve(_rows(train, data, "training"))), held_out
 
 
 def select(dataset: Dataset, data: HubData) -> tuple[Dataset, Dataset]:
-    """(training, held-out) rows: shuffle, split off ``val_size``, then draw ``train_size``, all by ``data.seed``."""
-    wanted = (data.train_size or 1) + (data.val_size or 0)
-    if data.val_size is None or wanted > len(dataset):
+    """(training, held-out) rows by ``data.seed``, in the steps of the published preparation.
+
+    Shuffle (where ``data.shuffle``); split ``val_size`` rows off as a test set; of what is left split ``train_size``
+    rows off as a test set again, and train on those. The second split takes the *test* side, as the first does:
+    the training side of a split is another selection, although as random.
+    """
+    if not data.val_size or data.val_size + (data.train_size or 1) > len(dataset):
         raise DataError(
-            f"{data.dataset} has {len(dataset)} rows, data.train_size={data.train_size} and data.val_size="
-            f"{data.val_size} are wanted: set both to what it has"
+            f"{data.dataset} has {len(dataset)} rows, data.val_size={data.val_size} and data.train_size="
+            f"{data.train_size} are wanted: set data.val_size, and both to what there is"
         )
-    split = dataset.shuffle(seed=data.seed).train_test_split(test_size=data.val_size, seed=data.seed)
+    if data.shuffle:
+        dataset = dataset.shuffle(seed=data.seed)
+    split = dataset.train_test_split(test_size=data.val_size, seed=data.seed)
     train = split["train"]
     if data.train_size is not None and data.train_size < len(train):
-        train = train.train_test_split(train_size=data.train_size, seed=data.seed)["train"]
+        train = train.train_test_split(test_size=data.train_size, seed=data.seed)["test"]
     return train, split["test"]
 
 
 def open_dataset(data: HubData) -> Dataset:
-    """The dataset ``data.dataset``: a folder that ``save_to_disk`` wrote, a local data file, or a hub id."""
-    path = Path(data.dataset).expanduser()
+    """The split ``data.split`` of a hub id, a local data file, or a folder that ``save_to_disk`` wrote."""
     try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            dataset = load_from_disk(str(path))
-        elif path.is_file():
-            kind = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
-            if kind is None:
-                raise DataError(f"data.dataset={path}: {path.suffix} is none of .jsonl, .json, .csv, .parquet")
-            dataset = load_dataset(kind, data_files=str(path))
-        else:
-            dataset = load_dataset(data.dataset, data.subset)
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        dataset = _open(data)
+    except (DatasetsError, OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"data.dataset={data.dataset} cannot be opened ({type(error).__name__}: {error}): check the name and the "
-            "network, or give a local file (data.dataset=<file.jsonl>, or data=jsonl data.path=<file.jsonl>)"
+            f"data.dataset={data.dataset} cannot be opened ({type(error).__name__}: {str(error)[:300]}): check the "
+            "name and the network, or take a file: data=jsonl data.path=<file.jsonl>"
         ) from error
     if isinstance(dataset, DatasetDict):
         if data.split not in dataset:
             raise DataError(f"{data.dataset} has no split {data.split!r}: give data.split=<{' | '.join(dataset)}>")
         dataset = dataset[data.split]
-    for key in ("question", "answer"):
-        column = getattr(data.columns, key)
-        if column not in dataset.column_names:
-            raise DataError(
-                f"{data.dataset} has no column {column!r} (data.columns.{key}); its columns are "
-                f"{', '.join(dataset.column_names)}: give data.columns.{key}=<one of them>"
-            )
+    check_columns(dataset.column_names, data.columns, f"data.dataset={data.dataset}")
     return dataset
 
 
-def _rows(dataset: Dataset, data: HubData, name: str) -> Iterator[Row]:
-    for i, row in enumerate(dataset):
-        yield to_problem(row, data.columns, f"{name}:{i}", name)
+def _open(data: HubData) -> Dataset | DatasetDict:
+    path = Path(data.dataset).expanduser()
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        return load_from_disk(str(path))
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            raise DataError(f"data.dataset={path}: {path.suffix} is none of {', '.join(_FORMATS)}")
+        return load_dataset(_FORMATS[path.suffix], data_files={data.split: str(path)})
+    return load_dataset(data.dataset, data.subset)
+
+
+def _rows(dataset: Dataset, data: HubData, part: str) -> Iterator[Row]:
+    source = Path(data.dataset).name
+    for index, row in enumerate(dataset):
+        yield to_problem(row, data.columns, f"{part} row {index} of {source}", source)

@@ -4,45 +4,56 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from p2o.config.schema import ColumnsConfig, JsonlData
-from p2o.tasks.problem_set import DataError, DataReport, Row, Unusable, distinct, question_id
+from p2o.tasks.problem_set import DataError, DataReport, Row, Sieve, Unusable, question_id
 from p2o.types import Problem, derive_seed
 
 
 def load(data: JsonlData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
-    """The rows of ``path``, held-out ones from ``val_path`` or, by ``data.seed``, from ``path`` itself.
+    """(training, held-out) rows of ``path``, the held-out ones from ``val_path`` where it is given.
 
-    Raises :class:`~p2o.tasks.DataError` for a file or column that is not there.
+    Which rows, and in what order, follows from ``data.seed`` alone. Raises :class:`~p2o.tasks.DataError` for a file
+    or column that is not there and for sizes that the file does not have.
     """
-    problems = distinct(read(Path(data.path).expanduser(), "data.path", data.columns), report)
-    if data.val_path is not None:
-        train = problems
-        rows = read(Path(data.val_path).expanduser(), "data.val_path", data.columns)
-        known = {problem.question for problem in train}
-        val = [problem for problem in distinct(rows, report) if problem.question not in known]
+    sieve = Sieve(report)
+    if data.val_path is not None:  # first, so that a question in both files is held out
+        held_out = list(sieve(read(data.val_path, "data.val_path", data.columns)))
+        val = _pick(held_out, data.val_size, "val", data)
+        rest = list(sieve(read(data.path, "data.path", data.columns)))
     else:
-        random.Random(derive_seed(data.seed, "split")).shuffle(problems)
-        size = data.val_size or 0
-        if not 0 < size < len(problems):
-            raise DataError(
-                f"data.val_size={data.val_size} of {len(problems)} usable rows in {data.path}: it must leave rows on "
-                "both sides; lower data.val_size or give data.val_path"
-            )
-        train, val = problems[size:], problems[:size]
-    return train[: data.train_size], val[: data.val_size] if data.val_path is not None else val
+        if not data.val_size:
+            raise DataError("data=jsonl needs held-out questions: give data.val_size=<rows> or data.val_path=<file>")
+        usable = list(sieve(read(data.path, "data.path", data.columns)))
+        val = _pick(usable, data.val_size, "val", data)
+        chosen = {problem.id for problem in val}
+        rest = [problem for problem in usable if problem.id not in chosen]
+    return _pick(rest, data.train_size, "train", data), val
 
 
-def read(path: Path, key: str, columns: ColumnsConfig) -> Iterator[Row]:
+def _pick(problems: list[Problem], size: int | None, part: str, data: JsonlData) -> list[Problem]:
+    if size is None:
+        return problems
+    if size > len(problems):
+        raise DataError(
+            f"data.{part}_size={size}, but {data.val_path if part == 'val' and data.val_path else data.path} has only "
+            f"{len(problems)} usable rows for it: lower data.{part}_size"
+        )
+    order = random.Random(derive_seed(data.seed, part)).sample(range(len(problems)), size)
+    return [problems[index] for index in sorted(order)]
+
+
+def read(name: str, key: str, columns: ColumnsConfig) -> Iterator[Row]:
     """The rows of a file, broken ones as :class:`~p2o.tasks.problem_set.Unusable`; a BOM and blank lines are passed.
 
     A column that the first readable row lacks is an error: it is a wrong name, not a bad row.
     """
+    path = Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"{key}={path} is no file: give {key}=<a .jsonl file>")
+        raise DataError(f"{key}={name} is no file: give {key}=<a .jsonl file>")
     first = True
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -56,21 +67,35 @@ def read(path: Path, key: str, columns: ColumnsConfig) -> Iterator[Row]:
                 yield row
                 continue
             if first:
-                _check_columns(row, columns, path)
+                check_columns(row, columns, f"line {number} of {path}")
                 first = False
             yield to_problem(row, columns, where, path.stem)
 
 
-def to_problem(row: dict[str, Any], columns: ColumnsConfig, where: str, source: str) -> Row:
+def to_problem(row: Mapping[str, Any], columns: ColumnsConfig, where: str, source: str) -> Row:
     """A row as a problem; a missing or wrongly typed value makes it unusable. Numbers are taken as answers."""
     question, answer = row.get(columns.question), row.get(columns.answer)
     if not isinstance(question, str):
-        return Unusable("question is no text", where, repr(question))
+        return Unusable("question that is no text", where, f"{columns.question}={_shown(question)}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        return Unusable("answer is neither text nor number", where, repr(answer))
+        return Unusable("answer that is neither text nor number", where, f"{columns.answer}={_shown(answer)}")
     identifier = row.get(columns.id) if columns.id else None
+    if not isinstance(identifier, str | int | None):
+        return Unusable("id that is neither text nor integer", where, f"{columns.id}={_shown(identifier)}")
     name = question_id(source, question) if identifier is None else str(identifier)
-    return Problem(name, question, str(answer), str(row.get("source", source)))
+    origin = row.get("source")
+    return Problem(name, question, str(answer), origin if isinstance(origin, str) else source)
+
+
+def check_columns(names: Collection[str], columns: ColumnsConfig, where: str) -> None:
+    """Raise :class:`~p2o.tasks.DataError` for a column that is not among ``names``."""
+    for key in ("id", "question", "answer"):
+        name = getattr(columns, key)
+        if name is not None and name not in names:
+            raise DataError(
+                f"{where} has no column {name!r} (data.columns.{key}); its columns are {', '.join(names)}: "
+                f"give data.columns.{key}=<one of them>"
+            )
 
 
 def _object(line: bytes, where: str) -> dict[str, Any] | Unusable:
@@ -78,14 +103,8 @@ def _object(line: bytes, where: str) -> dict[str, Any] | Unusable:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Unusable("line that is no JSON", where, f"{error}: {line[:80]!r}")
-    return value if isinstance(value, dict) else Unusable("line that is no object", where, repr(value)[:80])
+    return value if isinstance(value, dict) else Unusable("line that is no object", where, _shown(value))
 
 
-def _check_columns(row: dict[str, Any], columns: ColumnsConfig, path: Path) -> None:
-    for key in ("id", "question", "answer"):
-        name = getattr(columns, key)
-        if name is not None and name not in row:
-            raise DataError(
-                f"{path} has no column {name!r} (data.columns.{key}); its columns are {', '.join(row)}: "
-                f"give data.columns.{key}=<one of them>"
-            )
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {str(value)[:80]}" if value is not None else "nothing"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from p2o.config.schema import DataConfig, HubData, JsonlData, ReasoningGymData, RewardConfig
 from p2o.rewards import GraderPool
-from p2o.tasks import gym, hub, jsonl
+from p2o.tasks import gym, jsonl
 from p2o.tasks.problem_set import DataError, DataReport, ProblemSet, Unusable
 from p2o.types import Problem
 
@@ -14,19 +14,26 @@ from p2o.types import Problem
 def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
     """Training and held-out problems whose gold answers the reward can judge.
 
-    Rows that cannot be used are reported and left out, or refused where ``data.strict``. Raises :class:`DataError`
-    for a source that is missing or of the wrong form, and where nothing usable is left.
+    Rows that cannot be used are reported and left out, or refused where ``data.strict``.
+
+    Raises:
+        DataError: for a source that is missing or of the wrong form, and where nothing usable is left.
+        RewardError: for a reward that cannot work.
     """
     report = DataReport(source=data.kind)
     match data:
         case ReasoningGymData():
             train, val = gym.load(data, report)
         case HubData():
+            from p2o.tasks import hub  # brings in the datasets library, which takes its time
+
             train, val = hub.load(data, report)
         case JsonlData():
             train, val = jsonl.load(data, report)
         case other:
             raise TypeError(f"no source of questions for {type(other).__name__}")
+    if reward.kind == "reasoning_gym" and not isinstance(data, ReasoningGymData):
+        raise DataError(f"reward=reasoning_gym scores reasoning-gym's own questions, not data={data.kind}: reward=math")
     with GraderPool(reward) as grader:
         train, val = (_gradable(problems, grader, report) for problems in (train, val))
     if data.strict and report.faults:
@@ -43,5 +50,6 @@ def _gradable(problems: Sequence[Problem], grader: GraderPool, report: DataRepor
         if usable:
             kept.append(problem)
         else:
-            report.add(Unusable("gold answer that the grader cannot read", problem.id, problem.answer))
+            shown = f"{problem.answer!r} to: {problem.question}"
+            report.add(Unusable("gold answer that the grader cannot read", problem.id, shown))
     return kept

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from p2o.types import Problem
 
 SHOWN = 200
-"""Characters of an unusable row that a report shows."""
+"""Characters of an unusable row that a report keeps."""
 
 
 class DataError(ValueError):
@@ -40,22 +40,24 @@ class DataReport:
     examples: dict[str, Unusable] = field(default_factory=dict)
 
     def add(self, row: Unusable) -> None:
+        """Count an unusable row."""
         self.faults[row.fault] += 1
-        self.examples.setdefault(row.fault, row)
+        if row.fault not in self.examples:
+            shown = " ".join(row.shown[:SHOWN].split()).encode("utf-8", "replace").decode()
+            self.examples[row.fault] = Unusable(row.fault, row.where[:SHOWN], shown)
 
     def render(self) -> str:
         """The report for a person, a line a kind of fault."""
-        dropped = sum(self.faults.values())
-        lines = [f"{self.source}: {self.rows - dropped} of {self.rows} rows are usable"]
+        lines = [f"{self.source}: {self.rows - self.faults.total()} of {self.rows} rows are usable"]
         for fault, count in self.faults.most_common():
             example = self.examples[fault]
-            lines.append(f"  {count} left out, {fault}; first {example.where}: {example.shown[:SHOWN]}")
+            lines.append(f"  {count} left out, {fault}; the first at {example.where}: {example.shown}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Training and held-out problems. ``fingerprint`` changes with any of them, and with their order."""
+    """Training and held-out problems, no question in both."""
 
     train: tuple[Problem, ...]
     val: tuple[Problem, ...]
@@ -63,12 +65,44 @@ class ProblemSet:
 
     @property
     def fingerprint(self) -> str:
+        """A digest of every field of every problem, in order: what a resumed run compares."""
         digest = hashlib.sha256()
         for part in (self.train, self.val):
             for problem in part:
-                digest.update(json.dumps(asdict(problem), sort_keys=True, default=str).encode())
+                digest.update(json.dumps(asdict(problem), sort_keys=True).encode())
             digest.update(b"\n")
         return digest.hexdigest()
+
+
+class Sieve:
+    """Lets every usable question through once, over all the parts of the data that it is shown; reports the rest."""
+
+    def __init__(self, report: DataReport) -> None:
+        self._report = report
+        self._ids: set[str] = set()
+        self._questions: set[str] = set()
+
+    def __call__(self, rows: Iterable[Row]) -> Iterator[Problem]:
+        for row in rows:
+            self._report.rows += 1
+            fault = row if isinstance(row, Unusable) else self._fault(row)
+            if fault is not None:
+                self._report.add(fault)
+            elif isinstance(row, Problem):
+                self._ids.add(row.id)
+                self._questions.add(_normal(row.question))
+                yield row
+
+    def _fault(self, problem: Problem) -> Unusable | None:
+        if not _is_unicode(problem.id + problem.question + problem.answer):
+            return Unusable("text that is no Unicode", problem.id, problem.question)
+        if not problem.question.strip():
+            return Unusable("empty question", problem.id, problem.question)
+        if _normal(problem.question) in self._questions:
+            return Unusable("question seen before", problem.id, problem.question)
+        if problem.id in self._ids:
+            return Unusable("id seen before", problem.id, problem.question)
+        return None
 
 
 def question_id(prefix: str, question: str) -> str:
@@ -76,36 +110,14 @@ def question_id(prefix: str, question: str) -> str:
     return f"{prefix}-{hashlib.sha256(question.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
-def distinct(rows: Iterable[Row], report: DataReport) -> list[Problem]:
-    """The usable rows in their order: no empty question or answer, no question and no id twice; the rest reported."""
-    problems: list[Problem] = []
-    ids: set[str] = set()
-    questions: set[str] = set()
-    for row in rows:
-        report.rows += 1
-        if isinstance(row, Problem):
-            row = _judge(row, ids, questions)
-        if isinstance(row, Unusable):
-            report.add(row)
-            continue
-        ids.add(row.id)
-        questions.add(_normal(row.question))
-        problems.append(row)
-    return problems
-
-
-def _judge(problem: Problem, ids: set[str], questions: set[str]) -> Row:
-    shown = problem.question.replace("\n", " ")
-    if not problem.question.strip():
-        return Unusable("empty question", problem.id, shown)
-    if not problem.answer.strip() and not problem.metadata:
-        return Unusable("empty answer", problem.id, shown)
-    if _normal(problem.question) in questions:
-        return Unusable("question seen before", problem.id, shown)
-    if problem.id in ids:
-        return Unusable("id seen before", problem.id, shown)
-    return problem
-
-
 def _normal(question: str) -> str:
     return " ".join(question.split())
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half of a surrogate pair, which no tokenizer and no file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
