@@ -160,10 +160,25 @@ def test_a_reward_of_other_questions_is_refused(write: Callable[..., str]) -> No
 
 @pytest.mark.skipif(not DATA.exists(), reason="the data sets are not here")
 @pytest.mark.parametrize(
-    ("name", "total", "dropped"),
-    [("gsm8k_train", 7473, 0), ("gsm8k_test", 1319, 0), ("math500", 500, 0), ("aime24", 30, 0)],
+    ("name", "usable", "dropped"),
+    [
+        ("gsm8k_train", 7473, 0),
+        ("gsm8k_test", 1319, 0),
+        ("math500", 500, 0),
+        ("aime24", 30, 0),
+        pytest.param("deepscaler_train_part", 10_923, 9, marks=pytest.mark.slow),
+    ],
 )
-def test_golds_of_real_data_are_read(name: str, total: int, dropped: int) -> None:
+def test_golds_of_real_data_are_read(name: str, usable: int, dropped: int) -> None:
     problems = load(str(DATA / f"{name}.jsonl"), RewardConfig(workers=2), columns=ColumnsConfig(id="id"))
-    assert len(problems.train) + len(problems.val) == total - dropped
-    assert problems.report.rows == total
+    assert len(problems.train) + len(problems.val) == usable
+    assert problems.report.rows == usable + dropped
+    assert problems.report.faults.total() == dropped
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the data sets are not here")
+def test_a_selection_of_deepscaler() -> None:
+    path = str(DATA / "deepscaler_train_part.jsonl")
+    problems = load(path, RewardConfig(workers=2), columns=ColumnsConfig(id="id"), train_size=900, val_size=100)
+    assert problems.report.faults.total() <= 5
+    assert len(problems.train) + len(problems.val) == 1000 - problems.report.faults.total()
