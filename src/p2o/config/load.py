@@ -15,9 +15,19 @@ from p2o.config.schema import Config
 from p2o.config.validate import ConfigError, validate
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {"hub": schema.ModelConfig, "wheel": schema.WheelModel, "random": schema.RandomModel},
+    "model": {
+        "hub": schema.ModelConfig,
+        "wheel": schema.WheelModel,
+        "random": schema.RandomModel,
+        "latent_skill": schema.LatentSkillModel,
+    },
     "tuning": {"lora": schema.LoraTuning, "full": schema.FullTuning},
-    "data": {"reasoning_gym": schema.ReasoningGymData, "hub": schema.HubData, "jsonl": schema.JsonlData},
+    "data": {
+        "reasoning_gym": schema.ReasoningGymData,
+        "hub": schema.HubData,
+        "jsonl": schema.JsonlData,
+        "latent_skill": schema.LatentSkillData,
+    },
     "rollout": {"hf": schema.HfRollout},
     "reflector": {
         "strategies": schema.StrategiesReflector,

@@ -45,6 +45,23 @@ class RandomModel(ModelConfig):
 
 
 @dataclass(kw_only=True)
+class LatentSkillModel(ModelConfig):
+    """The testbed's model: tiny, pre-trained once into a folder below ``path`` that is named by these settings."""
+
+    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
+    """Families of questions that it learns to work out: sum | difference | maximum | reversal."""
+    leak: float = 0.001
+    """Share of the plain questions that are worked out unasked: how rare plain success is before any training."""
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 0.002
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
 class TuningConfig:
     kind: str = MISSING
     learning_rate: float = MISSING
@@ -119,6 +136,14 @@ class JsonlData(DataConfig):
     val_path: str | None = None
     """Held-out questions; null = ``val_size`` of the rows of ``path``."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+
+
+@dataclass(kw_only=True)
+class LatentSkillData(DataConfig):
+    """The testbed's questions, in equal shares."""
+
+    kind: str = "latent_skill"
+    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
 
 
 @dataclass(kw_only=True)
@@ -242,7 +267,7 @@ class ReflectorConfig:
 class StrategiesReflector(ReflectorConfig):
     kind: str = "strategies"
     library: str | None = None
-    """YAML file of strategies; null = the built-in library."""
+    """YAML file of strategies, or a built-in library: strategies (null) | latent_skill."""
 
 
 @dataclass(kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from p2o.config.schema import DataConfig, HubData, JsonlData, ReasoningGymData, RewardConfig
+from p2o.config.schema import DataConfig, HubData, JsonlData, LatentSkillData, ReasoningGymData, RewardConfig
 from p2o.rewards import GraderPool
-from p2o.tasks import gym, jsonl
+from p2o.tasks import gym, jsonl, latent_skill
 from p2o.tasks.problem_set import DataError, DataReport, ProblemSet, Unusable
 from p2o.types import Problem
 
@@ -30,6 +30,8 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
             train, val = hub.load(data, report)
         case JsonlData():
             train, val = jsonl.load(data, report)
+        case LatentSkillData():
+            train, val = latent_skill.load(data, report)
         case other:
             raise TypeError(f"no source of questions for {type(other).__name__}")
     if reward.kind == "reasoning_gym" and not isinstance(data, ReasoningGymData):

@@ -52,14 +52,17 @@ class Library:
     cues: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: str | None = None) -> Library:
-        """Read a library; None is the built-in one. Raises :class:`ReflectorError` naming the file and the entry."""
-        builtin = resources.files("p2o.evolution.reflectors") / "strategies.yaml"
+    def load(cls, library: str | None = None) -> Library:
+        """Read a library: a file, or a built-in one by its name (None = ``strategies``).
+
+        Raises :class:`ReflectorError` naming the file and the entry.
+        """
+        builtin = resources.files("p2o.evolution.reflectors") / f"{library or 'strategies'}.yaml"
+        file = builtin if library is None or builtin.is_file() else Path(library).expanduser()
         try:
-            content = yaml.safe_load(Path(path).expanduser().read_text("utf-8") if path else builtin.read_text("utf-8"))
-            return _parse(content)
+            return _parse(yaml.safe_load(file.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ReflectorError) as error:
-            raise ReflectorError(f"reflector.library={path or builtin}: {error}") from None
+            raise ReflectorError(f"reflector.library={file}: {error}") from None
 
     def odds(self, examples: Sequence[Feedback]) -> dict[Strategy, float]:
         """The strategies that speak to any of the failed examples, by what they promise: their weight for each."""

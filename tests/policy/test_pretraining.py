@@ -1,0 +1,111 @@
+"""The testbed's model: its tokenizer, its pre-training in small, and (slow) what the default model can do."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkillModel
+from p2o.policy.builders import load_causal_lm, load_tokenizer, resolve_model
+from p2o.policy.model import load_policy
+from p2o.policy.pretraining import pretrain, word_tokenizer
+from p2o.pretrain import skill_rates
+from p2o.rollout.hf import HfEngine
+from p2o.rollout.prompts import PromptRenderer
+from p2o.tasks import DataError
+from p2o.tasks.latent_skill import WORDS
+from p2o.types import Prompt, SamplingParams
+
+SMALL = LatentSkillModel(path="", dtype="float32", layers=1, width=32, heads=2, steps=4, batch_size=4)
+DATA = LatentSkillData(prompt="{question}", train_size=4, val_size=40)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> LatentSkillModel:
+    return replace(SMALL, path=str(tmp_path / "models"))
+
+
+def test_known_words_are_one_token_and_any_text_comes_back() -> None:
+    tokenizer = word_tokenizer(WORDS)
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("Work  column by\ncolumn.")) == [
+        *("work", "Ġ", "Ġcolumn", "Ġby", "Ċ", "column", ".")
+    ]
+    text = "naïve  √2 \n\t🙂 a'b ```\nwork zebra 47,1"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("zebra")) == 5
+    assert len(tokenizer.encode("```")) == 1
+    assert len(set(tokenizer.encode("0123456789"))) == 10
+
+
+def test_tokenizer_survives_its_folder_and_renders_the_chat(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    prompt = PromptRenderer(loaded, "{question}", 100).render("Reversal of 1234?", "Use a mirror.")
+    assert loaded.decode(prompt) == "<|user|>use a mirror.\n\nreversal of 1234?<|end|><|assistant|>"
+    assert loaded.encode("Work √ it") == tokenizer.encode("Work √ it")
+
+
+def test_folder_is_named_by_the_settings(small: LatentSkillModel) -> None:
+    folders = {resolve_model(c) for c in (small, replace(small, leak=0.5), replace(small, seed=1))}
+    assert len(folders) == 3
+    assert all(Path(folder).parent == Path(small.path) for folder in folders)
+    assert resolve_model(replace(small, dtype="bfloat16")) in folders
+
+
+def test_same_settings_same_weights_whatever_was_drawn_before(small: LatentSkillModel) -> None:
+    first = load_file(Path(resolve_model(small)) / "model.safetensors")
+    torch.rand(3)
+    model, _ = pretrain(small)
+    assert all(torch.equal(first[name], p) for name, p in model.state_dict().items() if name in first)
+    other, _ = pretrain(replace(small, seed=1))
+    assert not torch.equal(other.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert load_tokenizer(small).eos_token == "<|end|>"
+    assert load_causal_lm(small, torch.float32).config.vocab_size == len(word_tokenizer(WORDS))
+
+
+def test_unknown_family_is_refused(small: LatentSkillModel) -> None:
+    with pytest.raises(DataError, match=r"model\.families=\['product'\]: choose some of sum"):
+        resolve_model(replace(small, families=["product"]))
+    assert not Path(small.path).exists() or not list(Path(small.path).iterdir())
+
+
+def test_a_short_pre_training_teaches_when_to_work_and_when_to_guess(tmp_path: Path) -> None:
+    """The form comes long before the skill: what stands before the question decides whether there is any working."""
+    config = replace(
+        SMALL, path=str(tmp_path), families=["reversal"], width=64, steps=200, batch_size=16, learning_rate=0.02
+    )
+    policy = load_policy(config, FullTuning(learning_rate=1.0), seed=0)
+    engine = HfEngine(policy, HfRollout())
+    engine.sync(0)
+    renderer = PromptRenderer(policy.tokenizer, "{question}", 100)
+
+    def share(form: str, template: str) -> float:
+        tokens = renderer.render("Reversal of 4217?", template)
+        prompts = [Prompt(tokens, seed) for seed in range(50)]
+        texts = [g.text for g in engine.generate(prompts, SamplingParams(1.0, 24), version=0)]
+        return sum(re.fullmatch(form, text) is not None for text in texts) / len(texts)
+
+    at_once, worked = r"answer: \d{4}", r"(\d ){3}\d\nanswer: \d{4}"
+    assert share(at_once, "") > 0.9
+    assert share(at_once, "Work it out.") > 0.9
+    assert share(worked, "Use a mirror.") > 0.9
+
+
+@pytest.mark.slow
+def test_default_model_has_latent_skills_and_is_made_in_time(tmp_path: Path) -> None:
+    config = LatentSkillModel(path=str(tmp_path), dtype="float32")
+    started = time.perf_counter()
+    resolve_model(config)
+    assert time.perf_counter() - started < 180
+    for family, rates in skill_rates(config, DATA, samples=200).items():
+        assert rates["plain"] < 0.02, family
+        assert rates["right way"] > 0.9, family
+        assert max(rates["wrong way"], rates["no way"]) < 0.02, family
