@@ -48,7 +48,7 @@ def test_every_file_composes_and_loads(
     assert isinstance(load_config(compose_tree(*overrides)), Config)
 
 
-@pytest.mark.parametrize("scale", ["local", "paper"])
+@pytest.mark.parametrize("scale", ["local", "paper", "latent_skill"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_valid_at_every_scale(
     experiment: str, scale: str, configure: Callable[..., Config]
