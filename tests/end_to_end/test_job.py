@@ -60,7 +60,7 @@ def test_a_run_leaves_what_its_folder_promises(configure: Callable[..., Config])
         "checkpoints/best.ckpt",
     ):
         assert (run_dir / name).is_file() or name == "log.txt", name
-    assert json.loads((run_dir / "evolution" / "epoch-000" / "pool.json").read_text())["templates"]
+    assert json.loads((run_dir / "evolution" / "epoch-000" / "pool.json").read_text())["pool"]
     base = AutoModelForCausalLM.from_pretrained(Path(config.model.path).expanduser())
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
     model = PeftModel.from_pretrained(base, run_dir / "model")
@@ -68,7 +68,7 @@ def test_a_run_leaves_what_its_folder_promises(configure: Callable[..., Config])
     assert torch.isfinite(model(ids).logits).all()
     events = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0, "scalars": 0})
     events.Reload()
-    assert {"validation/accuracy", "ledger/generated_tokens"} <= set(events.Tags()["scalars"])
+    assert {"validation/accuracy", "rollout/reward", "evolution/best_dev_score"} <= set(events.Tags()["scalars"])
 
 
 def test_a_finished_run_says_so_and_changes_nothing(configure: Callable[..., Config]) -> None:

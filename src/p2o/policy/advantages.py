@@ -1,40 +1,59 @@
-"""Group-relative advantages (equation 2).
+"""Group advantages (equation 2 of arXiv 2603.21877): how much better a rollout did than those it is compared with.
 
-Shapes: K rollouts of one group.
+Whether a group teaches anything is decided by the equality of its rewards, before any division: a group whose rewards
+are all equal has no gradient (equation 3), and no epsilon makes it look otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean, stdev
 
-import torch
-from torch import Tensor
+from p2o.types import Group
 
 
-def is_live(rewards: Sequence[float]) -> bool:
-    """Whether a group teaches anything: with equal rewards every advantage is zero (equation 3).
+class Signal(StrEnum):
+    """What a group can teach."""
 
-    Decided on the rewards themselves: a standard deviation of floats that should be zero may not be.
+    LIVE = "live"
+    ALL_FAIL = "all_fail"
+    """Equal rewards, not all correct."""
+    ALL_PASS = "all_pass"
+    """Equal rewards, all correct."""
+    NO_CONTRAST = "no_contrast"
+    """Rewards differ between templates only, and each template is its own baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAdvantages:
+    """One advantage a rollout, in the order of the group's rollouts; all zero unless the group is live."""
+
+    values: tuple[float, ...]
+    signal: Signal
+
+
+def group_advantages(group: Group, *, scale_by_std: bool, baseline: str) -> GroupAdvantages:
+    """A_k = r_k − mean, divided by the group's standard deviation (unbiased, as in the released code) where asked.
+
+    ``baseline="group"``: the mean is the group's. ``"template"``: it is that of the rollouts under the same template; a
+    template's only rollout, which would be its own mean, is compared with the group.
     """
-    return any(reward != rewards[0] for reward in rewards)
+    rewards = group.rewards
+    dead = (0.0,) * len(rewards)
+    if _equal(rewards):
+        return GroupAdvantages(dead, Signal.ALL_PASS if all(r.correct for r in group.rollouts) else Signal.ALL_FAIL)
+    peers: list[Sequence[float]] = [rewards] * len(rewards)
+    if baseline == "template":
+        of_template: dict[str, list[float]] = {}
+        for rollout in group.rollouts:
+            of_template.setdefault(rollout.template_id, []).append(rollout.reward)
+        peers = [p if len(p := of_template[r.template_id]) > 1 else rewards for r in group.rollouts]
+    spread = stdev(rewards) if scale_by_std else 1.0
+    values = tuple(0.0 if _equal(p) else (r - fmean(p)) / spread for r, p in zip(rewards, peers, strict=True))
+    return GroupAdvantages(values, Signal.LIVE) if any(values) else GroupAdvantages(dead, Signal.NO_CONTRAST)
 
 
-def group_advantages(rewards: Sequence[float], *, normalise: bool, members: Sequence[Hashable] | None = None) -> Tensor:
-    """Advantages [K] of a group's ``rewards``: minus the mean, divided by the standard deviation if ``normalise``.
-
-    ``members`` names what each rollout was made under; then a rollout is compared with the mean of its own kind, and a
-    kind with a single rollout, which would always be its own mean, with that of the group. The standard deviation
-    (unbiased, as in the released code) is always the group's.
-    """
-    if not is_live(rewards):
-        return torch.zeros(len(rewards))
-    rewards_K = torch.tensor(rewards, dtype=torch.float64)
-    baseline_K = rewards_K.mean().expand_as(rewards_K).clone()
-    for kind in set(members or ()):
-        own_K = torch.tensor([member == kind for member in members or ()])
-        if own_K.sum() > 1:
-            baseline_K[own_K] = rewards_K[own_K].mean()
-    advantages_K = rewards_K - baseline_K
-    if normalise:
-        advantages_K /= rewards_K.std()
-    return advantages_K.float()
+def _equal(rewards: Sequence[float]) -> bool:
+    return all(r == rewards[0] for r in rewards)

@@ -159,8 +159,8 @@ def _by_key(x_SELD: Tensor) -> Tensor:
 
 
 def _probs(block: Block, q: Tensor, k: Tensor, scaling: float) -> Tensor:
-    """Attention probabilities [S, E, G * C, L] in float32: scores that were rounded to bfloat16 would be off by 0.1."""
-    scores = (q.to(_wide(q.dtype)) @ k.to(_wide(k.dtype)).mT).mul_(scaling)
+    """Attention probabilities [S, E, G * C, L] in float32, from scores in the arithmetic of ``q``."""
+    scores = (q @ k.mT).to(_wide(q.dtype)).mul_(scaling)
     queries = block.queries.shape[1]
     scores.unflatten(2, (-1, queries)).add_(block.mask)
     return torch.softmax(scores, -1)

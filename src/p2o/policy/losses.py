@@ -1,20 +1,17 @@
-r"""The clipped policy-gradient loss, and the presets that its parts make up.
+"""The clipped policy-gradient loss, as numbers a token, and the presets that are made of its parts.
 
-For a token with log-probs new and old, advantage A and ratio ρ = exp(new − old):
+With ρ = exp(new − old) and A the advantage, a token's loss is
 
-    ℓ = −min(ρ A, clip(ρ, 1 − low, 1 + high) A),   and for A < 0 at most −c A (dual clip c)
+    max(−A ρ, −A clip(ρ, 1 − low, 1 + high)),   and for A < 0 at most −A · dual.
 
-The loss of an optimizer step is Σ w ℓ over its tokens, divided by one denominator for the whole step, however the step
-is cut into micro-batches:
+| preset  | advantage            | denominator                                    |
+|---------|----------------------|------------------------------------------------|
+| grpo    | divided by the std   | tokens of the optimizer step (the released code) |
+| dr_grpo | mean-centred only    | samples of the optimizer step × max_new_tokens |
+| dapo    | divided by the std   | tokens of the optimizer step                   |
 
-    preset    advantage          denominator
-    grpo      divided by std     tokens (the released code's token mean)
-    dapo      divided by std     tokens; meant to be used with clip_high above clip_low
-    dr_grpo   mean-centred only  sequences · max_new_tokens, a constant that does not reward short wrong answers
-
-Groups with equal rewards take no part, in the numerator or in the denominator.
-
-Shapes: N tokens.
+dapo differs from grpo in its configuration: the upper clip is raised (``policy.clip_high``). Samples of groups that
+teach nothing are in no denominator: they are dropped before the forward pass.
 """
 
 from __future__ import annotations
@@ -24,39 +21,56 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 20.0
+"""exp() of more overflows where a clipped maximum then multiplies infinity by zero."""
+
 
 @dataclass(frozen=True, slots=True)
-class LossPreset:
-    """``normalise``: divide advantages by the group's standard deviation. ``per_token``: the denominator is the number
-    of tokens, else sequences times the greatest length."""
+class Preset:
+    """The parts of a loss that are no numbers."""
 
-    normalise: bool
+    scale_by_std: bool
     per_token: bool
-
-    def denominator(self, tokens: float, sequences: int, max_new_tokens: int) -> float:
-        """What the summed loss of an optimizer step is divided by."""
-        return tokens if self.per_token else float(sequences * max_new_tokens)
+    """Denominator: tokens of the step; otherwise samples of the step times the longest possible completion."""
 
 
 PRESETS = {
-    "grpo": LossPreset(normalise=True, per_token=True),
-    "dapo": LossPreset(normalise=True, per_token=True),
-    "dr_grpo": LossPreset(normalise=False, per_token=False),
+    "grpo": Preset(scale_by_std=True, per_token=True),
+    "dr_grpo": Preset(scale_by_std=False, per_token=False),
+    "dapo": Preset(scale_by_std=True, per_token=True),
 }
 
 
-def token_losses(
-    new_N: Tensor, old_N: Tensor, advantages_N: Tensor, *, clip_low: float, clip_high: float, dual_clip: float
-) -> tuple[Tensor, Tensor]:
-    """Loss [N] of each token, and whether the clip decided it (bool [N]). ``dual_clip=0`` turns the dual clip off."""
-    ratio_N = torch.exp(new_N - old_N)
-    unclipped_N = -ratio_N * advantages_N
-    clipped_N = -ratio_N.clamp(1 - clip_low, 1 + clip_high) * advantages_N
-    losses_N = torch.maximum(unclipped_N, clipped_N)
-    by_clip_N = clipped_N > unclipped_N
-    if dual_clip > 0:
-        bound_N = -dual_clip * advantages_N
-        by_dual_N = (advantages_N < 0) & (losses_N > bound_N)
-        losses_N = torch.where(by_dual_N, bound_N, losses_N)
-        by_clip_N = by_clip_N | by_dual_N
-    return losses_N, by_clip_N
+@dataclass(frozen=True, slots=True)
+class TokenLosses:
+    """Per token, [N]: the loss (with gradient), the ratio ρ and whether the clip decided (both without)."""
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+
+
+def clipped_losses(
+    new_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float,
+) -> TokenLosses:
+    """Losses of N tokens; all arguments [N]. ``dual_clip=0`` leaves the dual clip out.
+
+    On policy ``old_logprobs`` are ``new_logprobs.detach()``: the ratio is 1 and the gradient that of −A log π.
+    """
+    ratio = (new_logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    free = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = torch.maximum(free, bounded)
+    clipped = bounded > free
+    if dual_clip:
+        ceiling = -advantages * dual_clip
+        beyond = (advantages < 0) & (loss > ceiling)
+        loss = torch.where(beyond, ceiling, loss)
+        clipped = clipped | beyond
+    return TokenLosses(loss, ratio.detach(), clipped.detach())

@@ -25,7 +25,8 @@ from p2o.evolution.gepa_phase import Evolution, evolve
 from p2o.evolution.hard_set import HardSet, Record, mine
 from p2o.evolution.reflectors import Reflector
 from p2o.policy.model import Policy
-from p2o.policy.update import advantages_of, update
+from p2o.policy.samples import advantages_of
+from p2o.policy.update import update
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.sampler import Sampler
@@ -110,7 +111,7 @@ class P2OModule(LightningModule):
             groups,
             metrics,
             seconds={"rollout": sampling_s, "update": update_s},
-            advantages={group.problem.id: advantages_of(group, self.config.policy) for group in groups},
+            advantages={group.problem.id: advantages_of(group, self.config.policy).values for group in groups},
         )
         self.progress.round_done(state, scalars)
         if self._validation_due():
