@@ -28,7 +28,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "jsonl": schema.JsonlData,
         "latent_skill": schema.LatentSkillData,
     },
-    "rollout": {"hf": schema.HfRollout},
+    "rollout": {"hf": schema.HfRollout, "vllm": schema.VllmRollout, "vllm_server": schema.VllmServerRollout},
     "reflector": {
         "strategies": schema.StrategiesReflector,
         "openai": schema.OpenAIReflector,

@@ -169,6 +169,10 @@ class RolloutConfig:
     top_p: float = 1.0
     max_prompt_tokens: int = 512
     max_new_tokens: int = 64
+    importance: str = "off"
+    """off | token | sequence: truncated importance sampling, which corrects for an engine whose log-probs differ from
+    the trainer's; see p2o.policy.mismatch."""
+    importance_cap: float = 2.0
 
 
 @dataclass(kw_only=True)
@@ -176,6 +180,57 @@ class HfRollout(RolloutConfig):
     kind: str = "hf"
     max_rows: int = 96
     """Sequences that are decoded at once."""
+
+
+@dataclass(kw_only=True)
+class ProbedRollout(RolloutConfig):
+    """An engine that holds a copy of the weights, so that after every sync both sides score a probe text."""
+
+    probe_tolerance: float = 0.15
+    """Largest mean difference between the engine's and the trainer's log-probs of the probe text, in nats."""
+
+
+@dataclass(kw_only=True)
+class VllmRollout(ProbedRollout):
+    kind: str = "vllm"
+    max_rows: int = 256
+    """Sequences that are decoded at once."""
+    max_model_len: int | None = None
+    """Tokens of a sequence, prompt included; null = what the model can attend to."""
+    gpu_memory_utilization: float = 0.5
+    """Share of a GPU's memory for weights and cache; the trainer needs the rest. Unused on a CPU."""
+    kv_cache_gib: float | None = None
+    """Size of the cache; null = on a GPU what ``gpu_memory_utilization`` leaves, on a CPU 1."""
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    """No CUDA graphs: a faster start, slower decoding. On a CPU always so."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM's EngineArgs."""
+    max_restarts: int = 2
+    """Times that one call may start the engine's process anew."""
+    start_s: float = 900.0
+    """Seconds that the process may take to start, or to load weights."""
+    stall_s: float = 300.0
+    """Seconds without a sign of life after which a generating process is replaced."""
+
+
+@dataclass(kw_only=True)
+class VllmServerRollout(ProbedRollout):
+    kind: str = "vllm_server"
+    urls: list[str] = field(default_factory=list)
+    """Servers of the same model, e.g. http://localhost:8000; docs/rollout.md says how to start them."""
+    api_key_env: str = "VLLM_API_KEY"
+    """Name of the environment variable that holds the servers' key, if they want one."""
+    adapter_dir: str | None = None
+    """Folder that the servers see under the same path; null = a temporary one, for servers on this machine."""
+    concurrency: int = 64
+    """Requests that are under way on one server."""
+    timeout_s: float = 600.0
+    """Wall-clock seconds for one request."""
+    retry_s: float = 10.0
+    """Wait while no server is usable."""
+    max_retries: int = 6
+    """Waits in one call before the run stops."""
 
 
 @dataclass(kw_only=True)

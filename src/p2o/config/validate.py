@@ -12,6 +12,7 @@ from p2o.config.schema import Config
 CHOICES = {
     "model.dtype": ("bfloat16", "float32"),
     "reward.kind": ("math", "reasoning_gym", "exact", "function"),
+    "rollout.importance": ("off", "token", "sequence"),
     "policy.loss": ("grpo", "dr_grpo", "dapo"),
     "policy.baseline": ("group", "template"),
     "policy.layout": ("padded", "packed", "shared_prefix"),
@@ -60,6 +61,7 @@ def validate(config: Config) -> list[str]:
         *_choices(config),
         *_ranges(config),
         *_sampling(config),
+        *_engine(config),
         *_method(config),
         *_data(config),
         *_reflector(config),
@@ -107,10 +109,26 @@ def _sampling(config: Config) -> Iterator[str]:
             f"rollout.top_p={rollout.top_p} biases the ratio that distillation={config.distillation.kind} reads: "
             "use rollout.top_p=1 or distillation=replace"
         )
+    if rollout.top_p < 1 and rollout.importance != "off":
+        yield (
+            f"rollout.top_p={rollout.top_p} biases rollout.importance={rollout.importance}: the engine's log-probs are "
+            "those of the cut distribution; use rollout.top_p=1 or rollout.importance=off"
+        )
     if config.gepa.dev_samples > 1 and config.gepa.temperature <= 0:
         yield "gepa.dev_samples > 1 needs gepa.temperature > 0: greedy samples are all alike"
     if config.validation.samples > 1 and config.validation.temperature <= 0:
         yield "validation.samples > 1 needs validation.temperature > 0: greedy samples are all alike"
+
+
+def _engine(config: Config) -> Iterator[str]:
+    rollout = config.rollout
+    if rollout.importance_cap < 1:
+        yield f"rollout.importance_cap={rollout.importance_cap} must be at least 1"
+    if isinstance(rollout, schema.VllmServerRollout):
+        if not rollout.urls:
+            yield "rollout=vllm_server needs rollout.urls=[http://HOST:PORT,...]: docs/rollout.md says how to start one"
+        if config.tuning.kind == "full":
+            yield "rollout=vllm_server hands adapters over, not whole weights: use tuning=lora, or rollout=vllm"
 
 
 def _method(config: Config) -> Iterator[str]:

@@ -15,6 +15,10 @@ class StalePolicyError(RuntimeError):
     """The engine holds another policy version than the one it was asked to sample from."""
 
 
+class EngineError(RuntimeError):
+    """The engine cannot go on: it is not installed, does not start, keeps dying, or does not hold the policy."""
+
+
 class RolloutEngine(Protocol):
     """Turns prompts into generations under the policy, or under the reference model (π_init).
 

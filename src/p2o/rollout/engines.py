@@ -1,15 +1,28 @@
-"""Choosing the engine that ``rollout`` names."""
+"""Choosing the engine that ``rollout`` names. vLLM's are imported only where they are chosen."""
 
 from __future__ import annotations
 
-from p2o.config.schema import Config, HfRollout
+from p2o.config.schema import Config, HfRollout, VllmRollout, VllmServerRollout
 from p2o.policy.model import Policy
 from p2o.rollout.engine import RolloutEngine
-from p2o.rollout.hf import HfEngine
 
 
 def build_engine(config: Config, policy: Policy) -> RolloutEngine:
-    """The engine of ``config.rollout``; it holds no policy version until its first ``sync``."""
-    if isinstance(config.rollout, HfRollout):
-        return HfEngine(policy, config.rollout)
-    raise ValueError(f"rollout.kind={config.rollout.kind}: choose hf")
+    """The engine of ``config.rollout``; it holds no policy version until its first ``sync``.
+
+    Raises :class:`~p2o.rollout.engine.EngineError` where it needs what is not installed.
+    """
+    rollout = config.rollout
+    if isinstance(rollout, HfRollout):
+        from p2o.rollout.hf import HfEngine
+
+        return HfEngine(policy, rollout)
+    if isinstance(rollout, VllmRollout):
+        from p2o.rollout.vllm import VllmEngine
+
+        return VllmEngine(policy, rollout)
+    if isinstance(rollout, VllmServerRollout):
+        from p2o.rollout.server import VllmServerEngine
+
+        return VllmServerEngine(policy, rollout)
+    raise ValueError(f"rollout.kind={rollout.kind}: choose hf, vllm or vllm_server")

