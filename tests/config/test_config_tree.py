@@ -43,6 +43,8 @@ def test_every_file_composes_and_loads(
         overrides.append("reward=math")
     if (group, choice) == ("reward", "function"):
         overrides.append("reward.function=math.isclose")
+    if (group, choice) == ("rollout", "vllm_server"):
+        overrides.append("rollout.urls=[http://localhost:8000]")
     if (group, choice) == ("hard_set", "official"):
         overrides.append("hard_set.plain_rollouts=0")
     assert isinstance(load_config(compose_tree(*overrides)), Config)
