@@ -251,6 +251,8 @@ class PolicyConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     warmup_fraction: float = 0.05
     max_grad_norm: float = 1.0
+    max_skipped_steps: int = 3
+    """Steps in a row without a finite loss and gradient, each skipped, at which the run stops."""
     layout: str = "shared_prefix"
     """padded | packed | shared_prefix: how rollouts are laid out in a micro-batch."""
     micro_batch_tokens: int = 2048

@@ -29,6 +29,7 @@ POSITIVE = (
     "policy.micro_batch_tokens",
     "policy.head_chunk_tokens",
     "policy.max_grad_norm",
+    "policy.max_skipped_steps",
     "tuning.learning_rate",
     "rollout.max_prompt_tokens",
     "rollout.max_new_tokens",

@@ -24,6 +24,8 @@ class TrainingSet:
     """What one optimizer step trains on. S samples, M completion tokens in all."""
 
     samples: tuple[Sample, ...]
+    problem_ids: tuple[str, ...]
+    """[S]"""
     advantages: Tensor
     """[S]"""
     templated: Tensor
@@ -66,6 +68,7 @@ def advantages_of(group: Group, config: PolicyConfig) -> GroupAdvantages:
 
 def _training_set(live: Sequence[tuple[Group, GroupAdvantages]], distillation: DistillationConfig) -> TrainingSet:
     samples: list[Sample] = []
+    problem_ids: list[str] = []
     advantages: list[float] = []
     templated: list[bool] = []
     own_prompt: list[bool] = []
@@ -76,12 +79,14 @@ def _training_set(live: Sequence[tuple[Group, GroupAdvantages]], distillation: D
                 continue
             prompt = training_prompt(distillation.kind, group.plain_prompt, rollout.prompt_tokens)
             samples.append(Sample(prompt, rollout.tokens))
+            problem_ids.append(rollout.problem_id)
             advantages.append(advantage)
             templated.append(not rollout.plain)
             own_prompt.append(prompt == rollout.prompt_tokens)
             engine.extend(rollout.logprobs)
     return TrainingSet(
         samples=tuple(samples),
+        problem_ids=tuple(problem_ids),
         advantages=torch.tensor(advantages),
         templated=torch.tensor(templated, dtype=torch.bool),
         own_prompt=torch.tensor(own_prompt, dtype=torch.bool),

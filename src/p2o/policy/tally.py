@@ -51,7 +51,11 @@ class UpdateMetrics:
     """Tokens that went through the model with gradient, prompts and padding included (of this rank)."""
     steps: int = 0
     skipped: int = 0
-    """Steps that were not taken because the gradient was not finite."""
+    """Steps that were not taken because loss or gradient were not finite."""
+    skipped_in_a_row: int = 0
+    """Those of them, and of the updates before, that no taken step came after."""
+    micro_batch_tokens: int = 0
+    """The token budget at the end: less than was given where memory ran out (of this rank)."""
 
 
 @dataclass(slots=True)
@@ -87,7 +91,9 @@ class Sums:
 class Tally:
     """Adds an update's steps up to its metrics."""
 
-    def __init__(self, total_tokens: int, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self, total_tokens: int, progress: Callable[[int, int], None] | None, skipped_in_a_row: int = 0
+    ) -> None:
         self.total_tokens = total_tokens
         self.progress = progress
         self.done_tokens = 0
@@ -97,6 +103,7 @@ class Tally:
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.skipped = 0
+        self.skipped_in_a_row = skipped_in_a_row
 
     def micro_batch(self, batch: MicroBatch) -> None:
         self.forward_tokens += batch.input_ids.numel()
@@ -109,16 +116,19 @@ class Tally:
             self.worst = max(self.worst, float(difference.abs().max()))
 
     def step(self, sums: Sums, norm: float | None) -> None:
+        """``norm`` is the gradient's, None where nothing was trained, NaN where the step was skipped."""
         self.sums.add(sums)
         if norm is None:
             return
-        if not math.isfinite(norm):
+        if math.isnan(norm):
             self.skipped += 1
+            self.skipped_in_a_row += 1
             return
+        self.skipped_in_a_row = 0
         self.norms.append(norm)
         self.losses.append(sums.loss / sums.denominator)
 
-    def metrics(self, signals: Mapping[Signal, int]) -> UpdateMetrics:
+    def metrics(self, signals: Mapping[Signal, int], micro_batch_tokens: int) -> UpdateMetrics:
         s = self.sums
         return UpdateMetrics(
             loss=_share(sum(self.losses), len(self.losses)),
@@ -140,6 +150,8 @@ class Tally:
             forward_tokens=self.forward_tokens,
             steps=len(self.norms),
             skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+            micro_batch_tokens=micro_batch_tokens,
         )
 
 

@@ -6,10 +6,14 @@ ranks).
 Gradients of all micro-batches of a step are summed without any denominator and divided once, when every token has been
 counted: so the result does not depend on how the batch was split, and tokens that the context mask drops can leave the
 denominator although they are known only after their forward pass.
+
+A step whose loss or gradient is not finite is skipped, see :mod:`p2o.policy.nonfinite`; one that memory does not
+suffice for is repeated in smaller parts, see :mod:`p2o.policy.memory`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,10 +30,14 @@ from p2o.policy.distillation import kept_tokens, old_logprobs
 from p2o.policy.head import token_logprobs
 from p2o.policy.layout import MicroBatch, micro_batches
 from p2o.policy.losses import PRESETS, clipped_losses
+from p2o.policy.memory import TokenBudget, must_fit
 from p2o.policy.model import Policy
+from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import TrainingSet, training_sets
 from p2o.policy.tally import Reduce, Sums, Tally, UpdateMetrics
 from p2o.types import Group, derive_seed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ def update(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    skipped_before: int = 0,
     scheduler: Schedule | None = None,
     backward: Callable[[Tensor], object] = Tensor.backward,
     reduce: Reduce | None = None,
@@ -78,8 +87,12 @@ def update(
 
     Groups without a signal are counted and dropped before any forward pass. ``temperature`` and ``max_new_tokens`` are
     those of the rollouts (greedy counts as temperature 1). ``seed`` decides which groups go into which step.
-    ``scheduler`` is stepped once an optimizer step, also for one that had nothing to train on, so that the schedule
-    keeps time with the rounds. ``progress(done, total)`` counts completion tokens.
+    ``skipped_before`` is ``skipped_in_a_row`` of the update before. ``scheduler`` is stepped once an optimizer step,
+    also for one that had nothing to train on or was skipped, so that the schedule keeps time with the rounds.
+    ``progress(done, total)`` counts completion tokens.
+
+    Raises :class:`NonFiniteError` at the ``config.max_skipped_steps``-th skipped step in a row, and
+    :class:`p2o.policy.memory.OutOfMemoryError` where a single sequence does not fit.
     """
     if config.layout != "padded" and not policy.attends_by_segments:
         raise ValueError(
@@ -88,25 +101,26 @@ def update(
         )
     objective = _Objective(config, distillation, temperature or 1.0, max_new_tokens)
     sets, signals = training_sets(groups, config, distillation, seed=seed)
-    batches = [_lay_out(policy, s, config) for s in sets]
+    budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    old = [None, *(_old_logprobs(policy, s, b, objective) for s, b in zip(sets[1:], batches[1:], strict=True))]
-    tally = Tally(total_tokens=sum(s.tokens for s in sets), progress=progress)
-    optimizer.zero_grad()
+    old = [None, *(_logprobs(policy, s, objective, budget) for s in sets[1:])]
+    tally = Tally(sum(s.tokens for s in sets), progress, skipped_before)
     with _training_mode(policy, seed):
-        for training_set, layout, before in zip(sets, batches, old, strict=True):
-            sums = _accumulate(policy, training_set, layout, before, objective, tally, backward)
+        for training_set, before in zip(sets, old, strict=True):
+            sums = _accumulate(policy, optimizer, training_set, before, objective, tally, budget, backward)
             sums.denominator = objective.denominator(sums)
             norm = _optimizer_step(policy, optimizer, sums, config.max_grad_norm, reduce)
             tally.step(sums, norm)
+            if tally.skipped_in_a_row >= config.max_skipped_steps:
+                logprobs = _logprobs(policy, training_set, objective, budget)
+                raise NonFiniteError(tally.skipped_in_a_row, training_set, logprobs)
             if scheduler is not None:
                 scheduler.step()
-    return tally.metrics(signals)
+    return tally.metrics(signals, budget.tokens)
 
 
-def _lay_out(policy: Policy, training_set: TrainingSet, config: PolicyConfig) -> list[MicroBatch]:
-    pad_id = policy.tokenizer.pad_token_id
-    return micro_batches(training_set.samples, config.layout, config.micro_batch_tokens, pad_id=pad_id)
+def _lay_out(policy: Policy, training_set: TrainingSet, config: PolicyConfig, tokens: int) -> list[MicroBatch]:
+    return micro_batches(training_set.samples, config.layout, tokens, pad_id=policy.tokenizer.pad_token_id)
 
 
 @contextmanager
@@ -144,35 +158,47 @@ def _forward(policy: Policy, batch: MicroBatch, objective: _Objective) -> tuple[
 
 
 @torch.no_grad()
-def _old_logprobs(
-    policy: Policy, training_set: TrainingSet, batches: Sequence[MicroBatch], objective: _Objective
-) -> Tensor:
-    """Log-probs [M] under the training prompts, before any step of this round."""
+def _logprobs(policy: Policy, training_set: TrainingSet, objective: _Objective, budget: TokenBudget) -> Tensor:
+    """Log-probs [M] under the training prompts and the current weights."""
     flat = torch.empty(training_set.tokens)
-    for batch in batches:
-        flat[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
+
+    def attempt(tokens: int) -> None:
+        for batch in _lay_out(policy, training_set, objective.config, tokens):
+            with must_fit(batch):
+                flat[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
+
+    budget.fit(attempt)
     return flat
 
 
 def _accumulate(
     policy: Policy,
+    optimizer: Steps,
     training_set: TrainingSet,
-    batches: Sequence[MicroBatch],
     before: Tensor | None,
     objective: _Objective,
     tally: Tally,
+    budget: TokenBudget,
     backward: Callable[[Tensor], object],
 ) -> Sums:
     """Forward and backward over a step's micro-batches; leaves the sum of the tokens' gradients in the parameters."""
-    total = Sums(samples=len(training_set))
-    for batch in batches:
-        new_N, entropy_N = _forward(policy, batch, objective)
-        policy_N = new_N.detach() if before is None else before[batch.tokens].to(new_N.device)
-        loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
-        backward(loss)
-        total.add(sums)
-        tally.micro_batch(batch)
-    return total
+    done = tally.done_tokens
+
+    def attempt(tokens: int) -> Sums:
+        optimizer.zero_grad()
+        tally.done_tokens = done
+        total = Sums(samples=len(training_set))
+        for batch in _lay_out(policy, training_set, objective.config, tokens):
+            with must_fit(batch):
+                new_N, entropy_N = _forward(policy, batch, objective)
+                policy_N = new_N.detach() if before is None else before[batch.tokens].to(new_N.device)
+                loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
+                backward(loss)
+            total.add(sums)
+            tally.micro_batch(batch)
+        return total
+
+    return budget.fit(attempt)
 
 
 def _loss(
@@ -221,7 +247,11 @@ def _loss(
 def _optimizer_step(
     policy: Policy, optimizer: Steps, sums: Sums, max_grad_norm: float, reduce: Reduce | None
 ) -> float | None:
-    """Divide the summed gradients, clip them and step. Returns the gradient's norm, None where nothing was trained."""
+    """Divide the summed gradients, clip them and step.
+
+    Returns the gradient's norm; None where nothing was trained, NaN where loss or gradient were not finite and the step
+    was skipped.
+    """
     parameters = list(policy.trainable.values())
     if reduce is not None:
         for p in parameters:
@@ -233,8 +263,11 @@ def _optimizer_step(
         return None
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(get_total_norm(gradients)) / sums.denominator
-    if math.isfinite(norm):
+    finite = math.isfinite(norm) and math.isfinite(sums.loss)
+    if finite:
         torch._foreach_mul_(gradients, min(1.0, max_grad_norm / norm if norm else 1.0) / sums.denominator)
         optimizer.step()
+    else:
+        log.warning("an optimizer step is skipped: its loss is %s, its gradient's norm %s", sums.loss, norm)
     optimizer.zero_grad()
-    return norm
+    return norm if finite else math.nan

@@ -42,6 +42,7 @@ LAYOUT = {
         "gradient norm": ["Multiline", [r"policy/grad_norm$"]],
         "entropy": ["Multiline", [r"policy/entropy$"]],
         "tokens clipped and masked": ["Multiline", [r"policy/(clip|masked)_fraction$"]],
+        "steps skipped, not finite": ["Multiline", [r"policy/skipped$"]],
         "log-probs, engine against trainer": ["Multiline", [r"policy/mismatch_(mean|max)$"]],
     },
     "The cost": {

@@ -25,8 +25,11 @@ from p2o.evolution.gepa_phase import Evolution, evolve
 from p2o.evolution.hard_set import HardSet, Record, mine
 from p2o.evolution.reflectors import Reflector
 from p2o.policy.model import Policy
+from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import advantages_of
+from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
+from p2o.reporting import json_lines
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.sampler import Sampler
@@ -168,22 +171,40 @@ class P2OModule(LightningModule):
         ]
 
     def update_policy(self, groups: Sequence[Group]) -> dict[str, float]:
-        """One or several optimizer steps on the groups (equation 6); returns the metrics by name."""
-        metrics = update(
+        """One or several optimizer steps on the groups (equation 6); returns the metrics by name.
+
+        Raises :class:`NonFiniteError` with the batch saved where steps fail again and again.
+        """
+        state = self.state
+        try:
+            metrics = self._update(groups)
+        except NonFiniteError as error:
+            path = self.run_dir / "failed_batch.jsonl"
+            json_lines.rewrite(path, error.rows())
+            error.add_note(f"the last of their batches is in {path}")
+            raise
+        state.skipped_in_a_row = metrics.skipped_in_a_row
+        state.micro_batch_tokens = metrics.micro_batch_tokens
+        state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
+        return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
+
+    def _update(self, groups: Sequence[Group]) -> UpdateMetrics:
+        config, state = self.config, self.state
+        tokens = state.micro_batch_tokens or config.policy.micro_batch_tokens
+        return update(
             self.policy,
             cast(LightningOptimizer, self.optimizers()),
             groups,
-            self.config.policy,
-            self.config.distillation,
-            temperature=self.config.rollout.temperature,
-            max_new_tokens=self.config.rollout.max_new_tokens,
-            seed=derive_seed(self.config.seed, "update", self.state.step),
+            dataclasses.replace(config.policy, micro_batch_tokens=tokens),
+            config.distillation,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=derive_seed(config.seed, "update", state.step),
+            skipped_before=state.skipped_in_a_row,
             scheduler=self.schedule,
             backward=self.manual_backward,
             progress=self.progress.update(),
         )
-        self.state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
-        return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
 
     # ------------------------------------------------------------------ prompt phase
 

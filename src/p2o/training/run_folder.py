@@ -12,7 +12,9 @@ from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.files import write_atomic
 
-NOT_OF_THE_RUN = frozenset({"run_dir", "resume", "plan", "trainer.progress", "trainer.threads"})
+NOT_OF_THE_RUN = frozenset(
+    {"run_dir", "resume", "plan", "trainer.progress", "trainer.threads", "policy.max_skipped_steps"}
+)
 """Keys that may differ between the launches of one run: they do not change what is computed."""
 
 

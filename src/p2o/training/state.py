@@ -90,6 +90,10 @@ class RunState:
     validation: ValidationHistory = field(default_factory=ValidationHistory)
     ledger: Ledger = field(default_factory=Ledger)
     stop_reason: str | None = None
+    skipped_in_a_row: int = 0
+    """Optimizer steps skipped since the last one that was taken; too many end the run."""
+    micro_batch_tokens: int | None = None
+    """Token budget of a micro-batch; null = ``policy.micro_batch_tokens``, less where memory ran out."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,6 +109,8 @@ class RunState:
             "validation": [list(item) for item in self.validation.history],
             "ledger": self.ledger.to_json(),
             "stop_reason": self.stop_reason,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "micro_batch_tokens": self.micro_batch_tokens,
         }
 
     @classmethod
@@ -122,4 +128,6 @@ class RunState:
             validation=ValidationHistory([(step, accuracy) for step, accuracy in value["validation"]]),
             ledger=Ledger.from_json(value["ledger"]),
             stop_reason=value["stop_reason"],
+            skipped_in_a_row=value["skipped_in_a_row"],
+            micro_batch_tokens=value["micro_batch_tokens"],
         )

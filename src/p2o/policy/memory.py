@@ -1,0 +1,83 @@
+"""When memory runs out in a micro-batch: the token budget is halved and the step begun again.
+
+A step's gradient does not depend on how its samples are split (:mod:`p2o.policy.update`), so a repeated step gives what
+an undisturbed one would have given, up to rounding. The lower budget stays: what did not fit once will not fit later.
+Each rank repeats its own steps; ranks meet after the last micro-batch only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from p2o.policy.layout import MicroBatch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CPU_MESSAGES = ("can't allocate memory", "bad_alloc")
+"""The CPU's allocators fail with a plain RuntimeError of such a text."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """A single sequence does not fit into memory; the message says what to lower."""
+
+
+class DoesNotFitError(RuntimeError):
+    """Memory ran out in a micro-batch of ``tokens`` tokens (padding included) and ``sequences`` sequences."""
+
+    def __init__(self, tokens: int, sequences: int) -> None:
+        super().__init__(f"a micro-batch of {tokens} tokens and {sequences} sequences does not fit into memory")
+        self.tokens = tokens
+        self.sequences = sequences
+
+
+@contextmanager
+def must_fit(batch: MicroBatch) -> Iterator[None]:
+    """Around the passes of one micro-batch: raises :class:`DoesNotFitError` where memory runs out in them."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        raise DoesNotFitError(batch.input_ids.numel(), len(batch.samples.unique())) from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(message in str(error) for message in CPU_MESSAGES)
+
+
+class TokenBudget:
+    """Tokens that a micro-batch may hold, fewer after every shortage."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def fit(self, attempt: Callable[[int], T]) -> T:
+        """What ``attempt(tokens)`` returns; as often as a micro-batch does not fit it is called again with fewer.
+
+        Raises :class:`OutOfMemoryError` where the micro-batch was a single sequence.
+        """
+        while True:
+            try:
+                return attempt(self.tokens)
+            except DoesNotFitError as failure:
+                if failure.sequences == 1:
+                    raise OutOfMemoryError(
+                        f"memory ran out in the update of a single sequence of {failure.tokens} tokens: lower "
+                        "rollout.max_new_tokens or policy.head_chunk_tokens, or use tuning=lora or a smaller model"
+                    ) from failure
+                # Half of what failed: the budget itself may be far more than the step has tokens.
+                fewer = min(self.tokens, failure.tokens) // 2
+                log.warning("%s: the step is repeated with policy.micro_batch_tokens=%d", failure, fewer)
+            # Out here the failed attempt's frames are gone, and with them their tensors.
+            self.tokens = fewer
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
