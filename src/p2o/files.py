@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+_DRAFT = re.compile(r"\..+\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     moment, finds either the old content or the new one. Folders are made where they are absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         with draft.open("wb") as file:
             yield file
@@ -28,6 +31,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """Where this process writes what is to take the place of ``path``: beside it, under a name of its own."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_draft(path: Path) -> bool:
+    """Whether ``path`` is named as :func:`draft_of` names files."""
+    return _DRAFT.fullmatch(path.name) is not None
+
+
+def remove_drafts(folder: Path) -> None:
+    """Delete what killed processes left half written anywhere below ``folder``; nobody else may be writing there."""
+    for path in [path for path in folder.rglob(".*.tmp") if is_draft(path)]:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

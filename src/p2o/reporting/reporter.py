@@ -134,6 +134,11 @@ class Reporter:
         write_report([self.run_dir], self.run_dir / "report.html")
         TERMINAL.print(closing_table(value, self.run_dir))
 
+    def flush(self) -> None:
+        """Hand everything that was logged to the operating system."""
+        if self.logger is not None:
+            self.logger.experiment.flush()
+
     def _log(self, step: int, epoch: int, scalars: Scalars) -> None:
         finite = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}
         json_lines.append(self.metrics, [{"step": step, "epoch": epoch, **finite}])

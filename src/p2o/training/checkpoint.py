@@ -6,7 +6,6 @@ The file is torch's zip format holding tensors, plain containers and the RunStat
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from p2o.files import write_atomic
+from p2o.files import draft_of, replacing, sync_folder
 from p2o.training.state import RunState
 
 FORMAT = 1
@@ -50,43 +49,54 @@ class CheckpointStore:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write ``last.ckpt``; the old one stays as ``previous.ckpt`` until, and after, the new one is whole."""
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "format": FORMAT,
-                "trainable": {name: tensor.detach().cpu() for name, tensor in checkpoint.trainable.items()},
-                "optimizer": checkpoint.optimizer,
-                "scheduler": checkpoint.scheduler,
-                "state": json.dumps(checkpoint.state.to_json()),
-            },
-            buffer,
-        )
+        content = {
+            "format": FORMAT,
+            "trainable": {name: tensor.detach().cpu() for name, tensor in checkpoint.trainable.items()},
+            "optimizer": checkpoint.optimizer,
+            "scheduler": checkpoint.scheduler,
+            "state": json.dumps(checkpoint.state.to_json()),
+        }
         if self.last.exists():
             _link(self.last, self.previous)
-        write_atomic(self.last, buffer.getvalue())
+        with replacing(self.last) as file:
+            torch.save(content, file)
 
     def mark_best(self) -> None:
         """Keep the last checkpoint as the best."""
         _link(self.last, self.best)
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; None where the run has none yet.
+        """The newest checkpoint that is whole, which is ``last.ckpt`` from now on; None where the run has none yet.
 
-        Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
+        One that is damaged is named in a warning and kept as ``last.ckpt.damaged``, out of the way of the next
+        :meth:`save`. Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
         """
-        paths = [path for path in (self.last, self.previous) if path.exists()]
-        for path in paths:
-            try:
-                return read_checkpoint(path)
-            except CheckpointError as error:
-                log.warning("%s; trying the one before it", error)
-        if paths:
-            raise CheckpointError(f"no checkpoint in {self.last.parent} can be read: start anew with another run_dir")
-        return None
+        try:
+            return read_checkpoint(self.last)
+        except FileNotFoundError:
+            if not self.previous.exists():
+                return None
+            log.warning("%s is missing: going on from %s, the one before it", self.last, self.previous.name)
+        except CheckpointError as error:
+            log.warning("%s: going on from %s, the one before it", error, self.previous.name)
+        try:
+            checkpoint = read_checkpoint(self.previous)
+        except (CheckpointError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"no checkpoint in {self.last.parent} can be read ({error}): start anew with another run_dir"
+            ) from error
+        if self.last.exists():
+            _link(self.last, self.last.with_name(self.last.name + ".damaged"))
+        _link(self.previous, self.last)
+        return checkpoint
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read one file. Raises :class:`CheckpointError` naming it where it is damaged or none of ours."""
+    """Read one file.
+
+    Raises :class:`CheckpointError` naming it where it is damaged or none of ours, ``FileNotFoundError`` where it is
+    absent.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
@@ -100,7 +110,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             scheduler=content["scheduler"],
             state=RunState.from_json(json.loads(content["state"])),
         )
-    except CheckpointError:
+    except (CheckpointError, FileNotFoundError):
         raise
     except UnpicklingError as error:
         raise CheckpointError(f"{path} cannot be read: it holds more than tensors and plain values") from error
@@ -110,10 +120,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` the same file as ``source``, atomically; a copy where the file system has no hard links."""
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
+    draft = draft_of(target)
+    draft.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        try:
+            os.link(source, draft)
+        except OSError:
+            shutil.copyfile(source, draft)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(target.parent)

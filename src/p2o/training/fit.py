@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
-from p2o.policy.model import load_policy
+from p2o.policy.model import Policy, load_policy
+from p2o.reporting import positions
 from p2o.reporting.environment import log_to, record_environment
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
@@ -25,10 +28,12 @@ from p2o.rollout.sampler import Sampler
 from p2o.tasks import DataError, load_problems
 from p2o.training.checkpoint import CheckpointStore
 from p2o.training.data import RoundDataModule, num_rounds
+from p2o.training.means import means_of, warn_of_other_means
 from p2o.training.module import P2OModule
 from p2o.training.quiet import quiet_libraries
-from p2o.training.run_folder import open_run_folder
+from p2o.training.run_folder import open_run_folder, sole_user
 from p2o.training.state import RunState, Stage
+from p2o.training.stop import Stop
 from p2o.types import Problem, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -43,18 +48,18 @@ class RunResult:
     already_done: bool = False
 
 
-def train(config: Config) -> RunResult:
-    """Run, or continue, the job that ``config`` describes.
+def train(config: Config, stop: Stop | None = None) -> RunResult:
+    """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early.
 
     Raises ``DataError``, ``ModelError``, ``ReflectorError``, ``RunFolderError`` or ``CheckpointError`` before anything
     heavy where the input cannot work; each names the key or file and the mend.
     """
     run_dir = open_run_folder(config)
-    with log_to(run_dir / "log.txt"):
-        return _train(config, run_dir)
+    with sole_user(run_dir) if _is_first_rank() else nullcontext(), log_to(run_dir / "log.txt"):
+        return _train(config, run_dir, stop or Stop())
 
 
-def _train(config: Config, run_dir: Path) -> RunResult:
+def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
     quiet_libraries()
     checkpoint = CheckpointStore(run_dir / "checkpoints").load()
     state = checkpoint.state if checkpoint is not None else RunState()
@@ -62,14 +67,24 @@ def _train(config: Config, run_dir: Path) -> RunResult:
         return RunResult(run_dir, state, already_done=True)
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     record_environment(run_dir)
+    warn_of_other_means(state.means, means := means_of(config))
+    state.means = means
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
+    if state.data not in (None, problems.fingerprint):
+        raise DataError(
+            f"the questions are not those that the run in {run_dir} began with: put the data back as they were, or "
+            "give another run_dir"
+        )
+    state.data = problems.fingerprint
+    if _is_first_rank():
+        positions.rewind(run_dir, state.files)
     policy = load_policy(config.model, config.tuning, seed=config.seed)
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
     training, validation = (
-        _within_context(of, renderer, config, name)
+        _within_context(of, renderer, policy, config, name)
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
     )
     rounds = num_rounds(len(training), config) * config.trainer.epochs
@@ -90,6 +105,7 @@ def _train(config: Config, run_dir: Path) -> RunResult:
             reporter=Reporter(run_dir, config, logger=logger),
             progress=progress,
             resume_from=checkpoint,
+            stop=stop,
         )
         try:
             _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
@@ -98,9 +114,16 @@ def _train(config: Config, run_dir: Path) -> RunResult:
     return RunResult(run_dir, state)
 
 
+def _is_first_rank() -> bool:
+    """Whether this process is the one that writes; the launcher's environment says so before there is a Trainer."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
     """Lightning's side of the job: device, strategy, loggers. The position comes from ``state``, not from Lightning."""
     left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
+    if state.stage is Stage.FINISH:
+        left = 0
     return Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -143,24 +166,32 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
 
 
 def _within_context(
-    problems: Sequence[Problem], renderer: PromptRenderer, config: Config, what: str
+    problems: Sequence[Problem], renderer: PromptRenderer, policy: Policy, config: Config, what: str
 ) -> tuple[Problem, ...]:
     """The problems whose prompt fits, with room left for a template; the others are reported and left out."""
-    limit = config.rollout.max_prompt_tokens - config.gepa.max_template_tokens
+    context = getattr(policy.causal_lm.config, "max_position_embeddings", None) or 2**31
+    prompt, name = config.rollout.max_prompt_tokens, "rollout.max_prompt_tokens"
+    if context - config.rollout.max_new_tokens < prompt:
+        prompt = context - config.rollout.max_new_tokens
+        name = f"the model's {context} tokens - rollout.max_new_tokens"
+    limit = prompt - config.gepa.max_template_tokens
     lengths = {problem.id: renderer.length(problem.question) for problem in problems}
     kept = tuple(problem for problem in problems if lengths[problem.id] <= limit)
     if len(kept) < len(problems):
         longest = max(lengths, key=lambda problem_id: lengths[problem_id])
         log.warning(
-            "%d of %d %s questions are longer than rollout.max_prompt_tokens - gepa.max_template_tokens = %d tokens "
-            "and are left out (longest: %s, %d tokens)",
+            "%d of %d %s questions are longer than %s - gepa.max_template_tokens = %d tokens and are left out "
+            "(longest: %s, %d tokens)",
             len(problems) - len(kept),
             len(problems),
             what,
+            name,
             limit,
             longest,
             lengths[longest],
         )
     if not kept:
-        raise DataError(f"no {what} question fits into rollout.max_prompt_tokens={config.rollout.max_prompt_tokens}")
+        raise DataError(
+            f"no {what} question fits into {name} - gepa.max_template_tokens = {limit} tokens: change these lengths"
+        )
     return kept

@@ -2,37 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from p2o.config.schema import Config
+from p2o.evolution.journal import JournalError
 from p2o.evolution.reflectors import ReflectorError
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
 from p2o.policy.nonfinite import NonFiniteError
+from p2o.reporting.environment import redact
 from p2o.rewards import RewardError
 from p2o.tasks import DataError
 from p2o.training.checkpoint import CheckpointError
 from p2o.training.fit import train
 from p2o.training.run_folder import RunFolderError
+from p2o.training.stop import Stop, Stopped
 
-INPUT_ERRORS = (RunFolderError, CheckpointError, DataError, ModelError, RewardError, ReflectorError)
+INPUT_ERRORS = (RunFolderError, CheckpointError, JournalError, DataError, ModelError, RewardError, ReflectorError)
 STOPS = (NonFiniteError, OutOfMemoryError)
 """Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def launch(config: Config) -> float | None:
     """Train and say how it ended.
 
-    An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1.
+    An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1; a
+    signal ends it with 128 and the signal's number (143 for SIGTERM, 130 for Ctrl-C).
     """
+    stop = Stop()
     try:
-        result = train(config)
+        with stop.on_signals():
+            result = train(config, stop)
     except INPUT_ERRORS as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, f"{type(error).__name__}: {error}")
     except STOPS as error:
-        print("; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
-        sys.exit(1)
+        _exit(1, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
+    except Stopped as stopped:
+        _exit(stopped.exit_code, f"Stopped by {stopped}. The same command goes on from the last checkpoint.")
+    except Exception as error:
+        full = _no_room(error)
+        if full is None:
+            raise
+        _exit(
+            1,
+            f"No room to write {full.filename or 'to the disk'} ({full.strerror}), in {config.run_dir}. The last "
+            "checkpoint is whole: make room and give the same command, and the run goes on from there.",
+        )
     if result.already_done:
         print(f"{result.run_dir} is complete: see summary.json there. For another run give another run_dir or seed.")
     return result.state.validation.final
+
+
+def _exit(code: int, message: str) -> None:
+    print(redact(message), file=sys.stderr)
+    sys.exit(code)
+
+
+def _no_room(error: BaseException | None) -> OSError | None:
+    """The full disk behind an error, which libraries wrap in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

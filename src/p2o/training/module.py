@@ -8,6 +8,7 @@ evolves templates on the questions that are still hard, under the current policy
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,17 +30,20 @@ from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import advantages_of
 from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
-from p2o.reporting import json_lines
+from p2o.reporting import json_lines, positions
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
+from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
 from p2o.training.budget import exhausted
-from p2o.training.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
+from p2o.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, read_checkpoint
 from p2o.training.metrics import epoch_summary
 from p2o.training.state import RunState, Stage
+from p2o.training.stop import Stop, Stopped
 from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class P2OModule(LightningModule):
@@ -64,6 +68,7 @@ class P2OModule(LightningModule):
         reporter: Reporter,
         progress: Progress,
         resume_from: Checkpoint | None = None,
+        stop: Stop | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,6 +86,8 @@ class P2OModule(LightningModule):
         self.progress = progress
         self.store = CheckpointStore(run_dir / "checkpoints")
         self._resume_from = resume_from
+        self._stop = stop or Stop()
+        self._saved_step = state.step
 
     # ------------------------------------------------------------------ the alternating maximisation
 
@@ -100,8 +107,18 @@ class P2OModule(LightningModule):
 
     def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> None:
         """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
+        ledger = self.state.ledger.to_json()
+        try:
+            groups, sampling_s = _timed(lambda: self.sample_groups(problems))
+        except Stopped:
+            self._save_whole_rounds(ledger)
+            raise
+        with self._stop.deferred():
+            self._learn(groups, sampling_s)
+
+    def _learn(self, groups: Sequence[Group], sampling_s: float) -> None:
+        """The second half of a round: from here on a stop waits for the checkpoint, so that the round is not lost."""
         state = self.state
-        groups, sampling_s = _timed(lambda: self.sample_groups(problems))
         metrics, update_s = _timed(lambda: self.update_policy(groups))
         state.policy_version += 1
         self.sampler.engine.sync(state.policy_version)
@@ -117,12 +134,12 @@ class P2OModule(LightningModule):
             advantages={group.problem.id: advantages_of(group, self.config.policy).values for group in groups},
         )
         self.progress.round_done(state, scalars)
-        if self._validation_due():
+        if validated := self._validation_due():
             self.validate_plain()
         if self.trainer.is_last_batch or self._budget_spent():
             self._enter(Stage.PROMPT)
-        elif state.step % self.config.trainer.checkpoint_every == 0:
-            self.checkpoint()
+        elif validated or state.step % self.config.trainer.checkpoint_every == 0:
+            self.checkpoint()  # also after a validation: the best policy must be on disk
 
     def on_train_epoch_end(self) -> None:
         self.prompt_phase()
@@ -131,12 +148,15 @@ class P2OModule(LightningModule):
         """Keep the policy and tell what was learnt."""
         self.export()
         self.reporter.finish(self.state)
+        self._enter(Stage.DONE)
 
     def prompt_phase(self) -> None:
         """Epoch end: mine the hard set, evolve templates on it, choose and assign them for the next epoch."""
         state, config = self.state, self.config
-        if config.validation.every_rounds is None or self._is_last_epoch():
+        validated = bool(state.validation.history) and state.validation.history[-1][0] == state.step
+        if not validated and (config.validation.every_rounds is None or self._is_last_epoch()):
             self.validate_plain()
+            self.checkpoint()
         hard = mine(state.records, config.hard_set)
         evolution, note = self.evolve_templates(hard)
         assignment = self.assign_templates(hard, evolution)
@@ -150,8 +170,8 @@ class P2OModule(LightningModule):
         state.epoch += 1
         state.round = 0
         self.progress.epoch_done(self.reporter.epoch(state, summary))
-        self._enter(Stage.DONE if self._finished() else Stage.POLICY)
-        self.trainer.should_stop = state.stage is Stage.DONE
+        self._enter(Stage.FINISH if self._finished() else Stage.POLICY)
+        self.trainer.should_stop = state.stage is Stage.FINISH
 
     # ------------------------------------------------------------------ policy phase
 
@@ -203,8 +223,18 @@ class P2OModule(LightningModule):
             skipped_before=state.skipped_in_a_row,
             scheduler=self.schedule,
             backward=self.manual_backward,
-            progress=self.progress.update(),
+            progress=self._after_micro_batch(self.progress.update()),
         )
+
+    def _after_micro_batch(self, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """``progress``, and the place where a stop may cut an update: its round begins at the checkpoint on disk."""
+
+        def done(batches: int, total: int) -> None:
+            progress(batches, total)
+            if self._saved_step == self.state.step:
+                self._stop.check()
+
+        return done
 
     # ------------------------------------------------------------------ prompt phase
 
@@ -292,11 +322,19 @@ class P2OModule(LightningModule):
 
     def export(self) -> None:
         """Write the best checkpoint's policy to ``model/``, for transformers and peft."""
-        self.policy.load_state_dict(read_checkpoint(self.store.best).trainable)
+        try:
+            best = read_checkpoint(self.store.best)
+        except (CheckpointError, FileNotFoundError) as error:
+            log.warning("%s: model/ is the last policy, not the best one", error)
+            best = read_checkpoint(self.store.last)
+        self.policy.load_state_dict(best.trainable)
         self.policy.save(self.run_dir / "model")
+        self.policy.load_state_dict(read_checkpoint(self.store.last).trainable)
 
     def checkpoint(self) -> None:
         """Write ``last.ckpt``; where the newest validation is the best so far, keep it as ``best.ckpt`` too."""
+        self.reporter.flush()
+        self.state.files = positions.positions(self.run_dir)
         self.store.save(
             Checkpoint(
                 trainable=self.policy.state_dict(),
@@ -305,9 +343,19 @@ class P2OModule(LightningModule):
                 state=self.state,
             )
         )
+        self._saved_step = self.state.step
+        self._mark_best()
+
+    def _mark_best(self) -> None:
         best = self.state.validation.best
         if best is not None and best[0] == self.state.step:
             self.store.mark_best()
+
+    def _save_whole_rounds(self, ledger: dict[str, dict[str, float]]) -> None:
+        """Write the rounds that no checkpoint has yet; ``ledger`` is their cost, without that of a round cut short."""
+        if self._saved_step != self.state.step:
+            self.state = dataclasses.replace(self.state, ledger=Ledger.from_json(ledger))
+            self.checkpoint()
 
     def _restore(self) -> None:
         if self._resume_from is not None:
@@ -315,6 +363,7 @@ class P2OModule(LightningModule):
             self.optimizer.load_state_dict(self._resume_from.optimizer)
             self.schedule.load_state_dict(self._resume_from.scheduler)
             self._resume_from = None
+            self._mark_best()  # in case the run was killed between the checkpoint and the mark
 
     def _enter(self, stage: Stage) -> None:
         """Every change of stage is a point to come back to."""

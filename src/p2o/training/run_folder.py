@@ -1,28 +1,41 @@
-"""A run's folder: opened for the first time, or found again by the same configuration."""
+"""A run's folder: opened for the first time, or found again by the same configuration; one process at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from p2o.config.evaluation import EvaluateConfig
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
-from p2o.files import write_atomic
+from p2o.files import is_draft, remove_drafts, write_atomic
 
 NOT_OF_THE_RUN = frozenset(
-    {"run_dir", "resume", "plan", "trainer.progress", "trainer.threads", "policy.max_skipped_steps"}
+    {
+        *("run_dir", "resume", "plan", "policy.max_skipped_steps"),
+        *(f"trainer.{key}" for key in ("progress", "threads", "accelerator", "devices", "strategy")),
+        # of an evaluation: what is counted from its answers, and how it is shown
+        *("compare", "pass_at", "confidence", "resamples", "progress", "threads"),
+    }
 )
-"""Keys that may differ between the launches of one run: they do not change what is computed."""
+"""Keys that may differ between the launches of one run: they do not change what is computed, but for rounding."""
+
+BEFORE_THE_RUN = frozenset({"launch.log"})
+"""What a folder may hold before the run in it has begun: a sweep's record of the process."""
 
 
 class RunFolderError(RuntimeError):
     """The run folder belongs to another run, or may not be continued."""
 
 
-def open_run_folder(config: Config) -> Path:
+def open_run_folder(config: Config | EvaluateConfig) -> Path:
     """The folder of the run, with its ``config.yaml``.
 
     Raises :class:`RunFolderError` where it is not empty and ``resume=false``, or where it holds the run of another
@@ -33,7 +46,7 @@ def open_run_folder(config: Config) -> Path:
     path = run_dir / "config.yaml"
     if run_dir.is_file():
         raise RunFolderError(f"run_dir={run_dir} is a file: give run_dir=<another folder>")
-    if run_dir.is_dir() and any(run_dir.iterdir()):
+    if run_dir.is_dir() and any(map(_is_content, run_dir.iterdir())):
         if not config.resume:
             raise RunFolderError(f"run_dir={run_dir} is not empty and resume=false: give run_dir=<another folder>")
         if not path.is_file():
@@ -45,8 +58,34 @@ def open_run_folder(config: Config) -> Path:
     return run_dir
 
 
+def _is_content(path: Path) -> bool:
+    return path.name not in BEFORE_THE_RUN and not is_draft(path)
+
+
+@contextmanager
+def sole_user(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of the folder while the block runs, and clear it of what a killed one left half written.
+
+    Raises :class:`RunFolderError` where another process has it. The kernel opens the lock when its holder ends,
+    however it ends. A file system without locks is used without.
+    """
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunFolderError(
+                    f"run_dir={run_dir} is in use by another process: wait for it to end, or give another run_dir"
+                ) from error
+        remove_drafts(run_dir)
+        yield
+    finally:
+        os.close(folder)
+
+
 def _refuse_other_configuration(path: Path, plain: Mapping[str, Any]) -> None:
-    before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(plain)
+    before, now = _flat(_read_configuration(path)), _flat(plain)
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in NOT_OF_THE_RUN and before.get(key) != now.get(key)
     )
@@ -55,6 +94,16 @@ def _refuse_other_configuration(path: Path, plain: Mapping[str, Any]) -> None:
         raise RunFolderError(
             f"{path.parent} holds a run of another configuration:\n{lines}\nGive another run_dir, or the same values."
         )
+
+
+def _read_configuration(path: Path) -> Mapping[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} cannot be read ({type(error).__name__}): give another run_dir") from error
+    if not isinstance(value, Mapping):
+        raise RunFolderError(f"{path} is no configuration: give another run_dir")
+    return value
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Stage(StrEnum):
     """Inside an epoch's rounds."""
     PROMPT = "prompt"
     """All rounds of the epoch are done; validation, mining and evolution are due."""
+    FINISH = "finish"
+    """All epochs are done; the export and the closing report are due."""
     DONE = "done"
 
 
@@ -94,6 +96,12 @@ class RunState:
     """Optimizer steps skipped since the last one that was taken; too many end the run."""
     micro_batch_tokens: int | None = None
     """Token budget of a micro-batch; null = ``policy.micro_batch_tokens``, less where memory ran out."""
+    data: str | None = None
+    """Fingerprint of the questions that the run began with."""
+    means: dict[str, str] = field(default_factory=dict)
+    """What the last launch computed with (threads, devices, versions): with other means, other bits may come out."""
+    files: dict[str, int] = field(default_factory=dict)
+    """Bytes of the growing files that belong to this position, by path in the run's folder."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,6 +119,9 @@ class RunState:
             "stop_reason": self.stop_reason,
             "skipped_in_a_row": self.skipped_in_a_row,
             "micro_batch_tokens": self.micro_batch_tokens,
+            "data": self.data,
+            "means": self.means,
+            "files": self.files,
         }
 
     @classmethod
@@ -130,4 +141,7 @@ class RunState:
             stop_reason=value["stop_reason"],
             skipped_in_a_row=value["skipped_in_a_row"],
             micro_batch_tokens=value["micro_batch_tokens"],
+            data=value["data"],
+            means=dict(value["means"]),
+            files=dict(value["files"]),
         )
