@@ -17,7 +17,9 @@ from p2o.config.suggest import unknown_keys
 
 CONF = Path(__file__).parents[2] / "conf"
 APPENDED = {"experiment", "scale"}
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in {"hydra", "__pycache__"})
+NO_GROUPS = {"hydra", "__pycache__", "benchmarks"}
+"""``benchmarks`` belongs to another primary configuration."""
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_GROUPS)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
 NEEDS_A_VALUE = {("model", "hub"): "model.path", ("data", "jsonl"): "data.path", ("data", "hub"): "data.dataset"}

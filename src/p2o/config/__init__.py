@@ -1,7 +1,16 @@
 """Composing, checking and handing out the configuration."""
 
-from p2o.config.load import load_config, register_schemas
+from p2o.config.evaluation import EvaluateConfig
+from p2o.config.load import load_config, load_evaluation, register_schemas
 from p2o.config.schema import Config
 from p2o.config.validate import ConfigError, validate
 
-__all__ = ["Config", "ConfigError", "load_config", "register_schemas", "validate"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "EvaluateConfig",
+    "load_config",
+    "load_evaluation",
+    "register_schemas",
+    "validate",
+]

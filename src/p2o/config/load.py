@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from p2o.config import schema
+from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import Config
 from p2o.config.validate import ConfigError, validate
+from p2o.config.validate_evaluation import validate_evaluation
+
+Root = TypeVar("Root", Config, EvaluateConfig)
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {
@@ -42,6 +46,7 @@ def register_schemas() -> None:
     """Make ``/schema/...`` known to Hydra; must run before a configuration is composed."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config, package="_global_")
+    store.store(group="schema", name="evaluate", node=EvaluateConfig, package="_global_")
     for node, kinds in SCHEMAS.items():
         for kind, cls in kinds.items():
             store.store(group=f"schema/{node}", name=kind, node=cls)
@@ -52,17 +57,30 @@ def load_config(composed: DictConfig) -> Config:
 
     Raises :class:`ConfigError` with one line a problem, each naming the key and what to change.
     """
+    return _checked(_to_object(composed, Config), validate)
+
+
+def load_evaluation(composed: DictConfig) -> EvaluateConfig:
+    """As :func:`load_config`, of ``conf/evaluate.yaml``."""
+    return _checked(_to_object(composed, EvaluateConfig), validate_evaluation)
+
+
+def _to_object(composed: DictConfig, root: type[Root]) -> Root:
     if unknown := list(_unknown(composed, "")):
         raise ConfigError([f"unknown key {key}" for key in unknown])
     try:
-        config = cast(Config, OmegaConf.to_object(composed))
+        config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ConfigError([f"{key} is not set: give {key}=<value>" for key in missing]) from error
         raise ConfigError([str(error).splitlines()[0]]) from error
-    problems = validate(config)
-    if problems:
+    assert isinstance(config, root)
+    return config
+
+
+def _checked(config: Root, rules: Callable[[Root], list[str]]) -> Root:
+    if problems := rules(config):
         raise ConfigError(problems)
     return config
 
@@ -78,6 +96,6 @@ def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
             yield from _unknown(child, f"{prefix}{key}.")
 
 
-def to_plain(config: Config) -> dict[str, Any]:
+def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
     """The configuration as plain containers, for ``config.yaml``, checkpoints and hyperparameters."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))

@@ -15,12 +15,12 @@ from p2o.config.load import SCHEMAS
 from p2o.config.schema import Config
 
 
-def unknown_keys(arguments: Sequence[str]) -> list[str]:
-    """One line for each override whose key no configuration of ours has; Hydra judges all the rest.
+def unknown_keys(arguments: Sequence[str], root: type = Config) -> list[str]:
+    """One line for each override whose key no configuration below ``root`` has; Hydra judges all the rest.
 
     ``hydra.*`` keys, flags and what does not parse are left to Hydra, which has messages of its own for them.
     """
-    known, open_ended = _known_keys()
+    known, open_ended = _known_keys(root)
     groups = {entry.name for entry in resources.files("p2o.conf").iterdir() if entry.is_dir()}
     lines = []
     for argument in arguments:
@@ -38,11 +38,11 @@ def unknown_keys(arguments: Sequence[str]) -> list[str]:
     return lines
 
 
-def _known_keys() -> tuple[set[str], tuple[str, ...]]:
+def _known_keys(root: type) -> tuple[set[str], tuple[str, ...]]:
     """Every dotted key of the tree, over all choices of its nodes, and the prefixes of free-form mappings."""
     known: set[str] = set()
     open_ended: list[str] = []
-    for key, is_mapping in _walk(Config, ""):
+    for key, is_mapping in _walk(root, ""):
         known.add(key)
         if is_mapping:
             open_ended.append(f"{key}.")

@@ -178,7 +178,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
         lm.set_attn_implementation(SEGMENT_ATTENTION)
     module = _with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
     policy = Policy(module, tokenizer, dtype, model)
-    _check_head(policy)
+    check_head(policy)
     if policy.attends_by_segments:
         _check_segments(policy)
     return policy
@@ -197,12 +197,16 @@ def _with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, s
         torch.manual_seed(derive_seed("adapter", seed))
         module = get_peft_model(lm, config, autocast_adapter_dtype=True)
     module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
+    return leave_inputs_alone(module).eval()
+
+
+def leave_inputs_alone(module: PeftModel) -> PeftModel:
+    """Autocast already brings the adapter's weights to the activations' dtype; peft would first copy every activation
+    to float32."""
     for layer in module.modules():
-        # Autocast already brings the adapter's weights to the activations' dtype; peft would first copy
-        # every activation to float32.
         if hasattr(layer, "cast_input_dtype_enabled"):
             layer.cast_input_dtype_enabled = False  # type: ignore[assignment]
-    return module.eval()
+    return module
 
 
 def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
@@ -221,7 +225,7 @@ def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
 
 
 @torch.no_grad()
-def _check_head(policy: Policy) -> None:
+def check_head(policy: Policy) -> None:
     """Some architectures scale or cap their logits after the head; training them here would be silently wrong."""
     ids_BT = torch.arange(1, 9, device=policy.device)[None] % policy.causal_lm.config.vocab_size
     with policy.autocast():

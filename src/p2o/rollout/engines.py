@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import Config, HfRollout, VllmRollout, VllmServerRollout
 from p2o.policy.model import Policy
 from p2o.rollout.engine import RolloutEngine
 
 
-def build_engine(config: Config, policy: Policy) -> RolloutEngine:
+def build_engine(config: Config | EvaluateConfig, policy: Policy) -> RolloutEngine:
     """The engine of ``config.rollout``; it holds no policy version until its first ``sync``.
 
     Raises :class:`~p2o.rollout.engine.EngineError` where it needs what is not installed.

@@ -82,15 +82,20 @@ class HfEngine:
         return self._reference
 
     def _check_context(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        config = self.policy.causal_lm.config
-        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        limit = min(x for x in (window, getattr(config, "max_position_embeddings", None), 2**31) if x)
+        limit = context_length(self.policy)
         longest = max((len(p.tokens) for p in prompts), default=0)
         if longest + sampling.max_new_tokens > limit:
             raise ValueError(
                 f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {limit} tokens that "
                 f"{type(self.policy.causal_lm).__name__} can attend to: lower rollout.max_new_tokens"
             )
+
+
+def context_length(policy: Policy) -> int:
+    """Tokens of a sequence, prompt included, that the model can attend to."""
+    config = policy.causal_lm.config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return min(x for x in (window, getattr(config, "max_position_embeddings", None), 2**31) if x)
 
 
 def stop_token_ids(policy: Policy) -> frozenset[int]:

@@ -1,0 +1,52 @@
+"""Judge a model: ``python -m p2o.evaluate model=hub model.path=FOLDER benchmarks=[gsm8k] benchmarks.data_dir=DATA``."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from p2o.config import ConfigError, EvaluateConfig, load_evaluation, register_schemas
+from p2o.config.suggest import unknown_keys
+
+register_schemas()
+
+FILE_WIDTH = 120
+"""Columns of the tables where the output is no terminal."""
+
+
+@hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="evaluate")
+def main(composed: DictConfig) -> None:
+    """Compose, check, judge. An input that cannot work is one clear message and exit code 2."""
+    try:
+        config = load_evaluation(composed)
+    except ConfigError as error:
+        sys.exit(f"The configuration cannot run:\n{error}")
+    # Heavy imports wait until the configuration is known to be good.
+    from rich.console import Console
+
+    from p2o.evaluation.judge import evaluate
+    from p2o.evaluation.results import RESULTS
+    from p2o.evaluation.table import tables
+    from p2o.policy.builders import ModelError
+    from p2o.rewards import RewardError
+    from p2o.rollout.engine import EngineError
+    from p2o.tasks import DataError
+    from p2o.training.run_folder import RunFolderError
+
+    try:
+        results = evaluate(config)
+    except (DataError, EngineError, ModelError, RewardError, RunFolderError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)
+    console = Console()
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    console.print(*tables(results), f"{config.run_dir}/{RESULTS}", sep="\n")
+
+
+if __name__ == "__main__":
+    if unknown := unknown_keys(sys.argv[1:], EvaluateConfig):
+        sys.exit("\n".join(unknown))
+    main()
