@@ -76,7 +76,8 @@ class TokenBudget:
                     ) from failure
                 # Half of what failed: the budget itself may be far more than the step has tokens.
                 fewer = min(self.tokens, failure.tokens) // 2
-                log.warning("%s: the step is repeated with policy.micro_batch_tokens=%d", failure, fewer)
+                # As text: a log handler that keeps the exception would keep its frames, and all that they hold.
+                log.warning("%s: the step is repeated with policy.micro_batch_tokens=%d", str(failure), fewer)
             # Out here the failed attempt's frames are gone, and with them their tensors.
             self.tokens = fewer
             if torch.cuda.is_initialized():
