@@ -11,7 +11,7 @@ import pytest
 import torch
 from groups import Recorder, assert_same_gradients, mixed_groups, random_group
 from plain_step import plain_step
-from torch import Tensor
+from ranks import Ranks
 
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
@@ -236,25 +236,6 @@ def test_progress_counts_every_completion_token_once(tiny_policy: Tiny) -> None:
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-class _Ranks:
-    """Threads that meet in ``reduce`` and leave it with the sum of what all of them brought."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=60)
-        self.brought: list[list[Tensor]] = [[] for _ in range(size)]
-
-    def reduce(self, rank: int) -> Callable[[Sequence[Tensor]], None]:
-        def call(tensors: Sequence[Tensor]) -> None:
-            self.brought[rank] = [t.clone() for t in tensors]
-            self.barrier.wait()
-            sums = [torch.stack(parts).sum(0) for parts in zip(*self.brought, strict=True)]
-            self.barrier.wait()
-            for tensor, total in zip(tensors, sums, strict=True):
-                tensor.copy_(total)
-
-        return call
-
-
 @pytest.mark.parametrize("shares", [((0, 1), (2, 3, 4)), ((0, 2, 3, 4), (1,))], ids=["both live", "one dead"])
 @pytest.mark.parametrize(("loss", "kind"), [("grpo", "mask"), ("dr_grpo", "importance")])
 def test_ranks_together_take_the_step_that_one_alone_would_take(
@@ -263,7 +244,7 @@ def test_ranks_together_take_the_step_that_one_alone_would_take(
     groups, config, distillation = mixed_groups(), configured(loss), DistillationConfig(kind=kind, **NARROW)
     expected, whole = run(tiny_policy(), config, distillation, groups)
     policies = [tiny_policy() for _ in shares]
-    ranks = _Ranks(len(shares))
+    ranks = Ranks(len(shares))
     results: dict[int, tuple[Recorder, UpdateMetrics]] = {}
 
     def work(rank: int) -> None:
