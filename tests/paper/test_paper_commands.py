@@ -28,7 +28,7 @@ EXPERIMENTS = ["grpo", "grpo_n12", "teacher_ref", "self_ref", "no_distillation",
 QUESTIONS = ROOT.parent / "shared" / "data" / "deepscaler_train_part.jsonl"
 DATA = ["deepscaler_5k", "deepscaler_10k", "deepmath_5k", "deepmath_10k"]
 REFLECTOR = {"self_ref": "openai"}
-"""Self-Ref takes its limits from the paper's reflector and asks nobody; the others get the teacher without a network."""
+"""Self-Ref takes its limits from the paper's reflector and asks nobody; the others get the built-in teacher."""
 
 TINY = (
     "+scale=paper",

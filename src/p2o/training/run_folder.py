@@ -16,6 +16,7 @@ from p2o.config.evaluation import EvaluateConfig
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.files import is_draft, remove_drafts, write_atomic
+from p2o.reporting.runs import flat
 
 NOT_OF_THE_RUN = frozenset(
     {
@@ -85,7 +86,7 @@ def sole_user(run_dir: Path) -> Iterator[None]:
 
 
 def _refuse_other_configuration(path: Path, plain: Mapping[str, Any]) -> None:
-    before, now = _flat(_read_configuration(path)), _flat(plain)
+    before, now = flat(_read_configuration(path)), flat(plain)
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in NOT_OF_THE_RUN and before.get(key) != now.get(key)
     )
@@ -104,14 +105,3 @@ def _read_configuration(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise RunFolderError(f"{path} is no configuration: give another run_dir")
     return value
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
