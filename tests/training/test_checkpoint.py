@@ -19,6 +19,7 @@ def state(step: int) -> RunState:
     value.records["q1"] = Record(plain_correct=1, plain_count=1, templated_correct=2, templated_count=5)
     value.assignment = Assignment({template.id: template}, {"q1": ("plain", template.id)})
     value.front = ["Think."]
+    value.skipped_in_a_row, value.micro_batch_tokens = 2, 512
     value.epochs = [EpochSummary(epoch=0, step=1, train_reward=0.25, note="why")]
     value.validation.history = [(0, 0.125), (step, 0.5)]
     value.ledger.add(Phase.POLICY, generated_tokens=7, seconds=0.5)
@@ -36,7 +37,9 @@ def checkpoint(step: int) -> Checkpoint:
 
 def test_the_state_survives_json() -> None:
     assert RunState.from_json(state(5).to_json()).to_json() == state(5).to_json()
-    assert RunState.from_json(state(5).to_json()).assignment == state(5).assignment
+    loaded = RunState.from_json(state(5).to_json())
+    assert loaded.assignment == state(5).assignment
+    assert (loaded.skipped_in_a_row, loaded.micro_batch_tokens) == (2, 512)
 
 
 def test_round_trip(tmp_path: Path) -> None:
