@@ -1,0 +1,84 @@
+"""Runs the real command again and again, each time in a fresh process that dies where it is told to.
+
+Imports take longer than the job, so this process makes them once and forks a child for every life; the child calls
+``python -m p2o.run``'s own entry point. Commands come as JSON lines, one reply a line. A command holds ``argv``, ``work``
+(a file that the child adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the name
+of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or ``cpu``,
+the processor seconds after which SIGKILL comes from outside; or neither.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import points
+import reasoning_gym  # noqa: F401 - what a life would spend seconds on
+
+import p2o.run
+import p2o.training.launch  # noqa: F401
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(live(json.loads(line))), flush=True)
+
+
+def live(command: dict[str, Any]) -> dict[str, Any]:
+    """One life, and how it ended: ``code`` as of a shell (negative = the signal), processor ``seconds``."""
+    child = os.fork()
+    if child == 0:
+        _child(command)
+    before = os.times()
+    if "cpu" in command:
+        _kill_after(child, command["cpu"])
+    _, status = os.waitpid(child, 0)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"code": os.waitstatus_to_exitcode(status), "seconds": spent}
+
+
+def _child(command: dict[str, Any]) -> None:
+    output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, null), (1, output), (2, output)):
+        os.dup2(source, target)
+    code = 1
+    try:
+        points.record_work(Path(command["work"]))
+        if "strike" in command:
+            points.arm(command)
+        sys.argv = ["p2o.run", *command["argv"]]
+        p2o.run.main()
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _kill_after(child: int, seconds: float) -> None:
+    while True:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] == "Z":
+            return
+        if (int(fields[11]) + int(fields[12])) / TICKS >= seconds:
+            os.kill(child, signal.SIGKILL)
+            return
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main()
