@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from p2o.config.evaluation import EvaluateConfig
+from p2o.config.schema import VllmServerRollout
 from p2o.evaluation.answers import AnswerLog, Row, answered, requests_of, too_long
 from p2o.evaluation.benchmarks import Benchmark, load_benchmarks
 from p2o.evaluation.model import load_judged
@@ -81,7 +82,7 @@ def _part(benchmark: Benchmark, config: EvaluateConfig, template: str, run_dir: 
 
 
 def _answer(parts: Sequence[_Part], config: EvaluateConfig, template: str) -> None:
-    policy = load_judged(config.model)
+    policy = load_judged(config.model, as_adapter=isinstance(config.rollout, VllmServerRollout))
     limit = _prompt_limit(policy, config)
     total, done = sum(len(part.log.requests) for part in parts), sum(part.log.done for part in parts)
     with ExitStack() as stack:

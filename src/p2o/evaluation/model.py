@@ -11,22 +11,23 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from p2o.config.schema import ModelConfig
+from p2o.config.schema import LoraTuning, ModelConfig
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer
-from p2o.policy.model import DTYPES, Policy, check_head, leave_inputs_alone
+from p2o.policy.model import DTYPES, Policy, check_head, leave_inputs_alone, load_policy
 
 ADAPTER_FILE = "adapter_config.json"
 
 
-def load_judged(model: ModelConfig) -> Policy:
+def load_judged(model: ModelConfig, *, as_adapter: bool = False) -> Policy:
     """``model.path`` as a policy of which nothing is trained, on the accelerator where there is one.
 
-    Weights are in ``model.dtype``, an adapter's in float32, as in training. Raises
+    Weights are in ``model.dtype``, an adapter's in float32, as in training. ``as_adapter`` gives a model without an
+    adapter one that changes nothing, for engines that are handed adapters only. Raises
     :class:`~p2o.policy.builders.ModelError`.
     """
     folder = Path(model.path).expanduser()
     if not (folder / ADAPTER_FILE).is_file():
-        return _loaded(model, None)
+        return load_policy(model, LoraTuning(learning_rate=0.0), seed=0) if as_adapter else _loaded(model, None)
     adapter = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     if adapter.get("peft_type") != "LORA":
         raise ModelError(f"model.path={folder} holds an adapter of type {adapter.get('peft_type')}, not LORA")
