@@ -2,18 +2,24 @@
 
 Hydra's basic launcher runs all jobs of a sweep in one process, where engines, thread pools and log handlers of one job
 leak into the next, and composes lazily, so an edited file changes jobs that are already queued. This one composes
-every job first, runs ``jobs`` of them at a time, gives each its own log and GPU, goes on when one fails, and writes
-one ``results.csv``. A job that is complete is not run again, so a killed sweep continues by the same command.
+every job first, runs ``jobs`` of them at a time where memory allows, gives each its own log and GPU, goes on when one
+fails, and writes one ``results.csv``. A job that has ended is not run again, so a killed sweep continues by the same
+command; jobs end with the process that launched them.
+
+On a CPU the processes are forked from a server that has imported the libraries and done nothing else, which saves each
+job the seconds that its imports take. With a GPU every process imports for itself: CUDA does not survive a fork.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
-import subprocess
+import runpy
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +35,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from p2o.reporting.results import read_status, write_results
+from p2o.rewards.sandbox import die_with_parent
+
+LIBRARIES = "p2o.training.launch"
+"""Importing it imports all that a job needs."""
+POLL_S = 2.0
+"""Between two looks at the memory that is free."""
+ENDED = ("completed", "stopped")
+"""Of a run that has nothing left to do: all its epochs are done, or its budget is spent."""
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +51,19 @@ log = logging.getLogger(__name__)
 class ProcessLauncherConf:
     """``hydra/launcher=process``: how many jobs at a time, and which GPUs they take turns on."""
 
-    _target_: str = "p2o.config.launcher.ProcessLauncher"
-    jobs: int = 1
+    _target_: str = "hydra_plugins.p2o.ProcessLauncher"
+    """Hydra takes plugins from this package alone; :func:`register_launcher` says what the name stands for."""
+    jobs: int = 2
     gpus: list[int] | None = None
+    memory_gib: float = 4.0
+    """A job waits for this much free memory while others run."""
 
 
 def register_launcher() -> None:
     """Make ``hydra/launcher=process`` known to Hydra."""
     ConfigStore.instance().store(group="hydra/launcher", name="process", node=ProcessLauncherConf)
     Plugins.instance().register(ProcessLauncher)
+    Plugins.instance().class_name_to_class[ProcessLauncherConf._target_] = ProcessLauncher
 
 
 @dataclass(frozen=True)
@@ -59,11 +77,14 @@ class Job:
 
 
 class ProcessLauncher(Launcher):
-    """Runs ``python -m p2o.run`` once a job."""
+    """Runs ``python -m p2o.run`` once a job, each time in a process of its own."""
 
-    def __init__(self, jobs: int = 1, gpus: Sequence[int] | None = None) -> None:
+    def __init__(self, jobs: int, gpus: Sequence[int] | None, memory_gib: float) -> None:
         self.jobs = jobs
         self.gpus = gpus
+        self.memory_gib = memory_gib
+        self._running = 0
+        self._starting = threading.Lock()
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -89,10 +110,10 @@ class ProcessLauncher(Launcher):
             returns = list(pool.map(run, jobs))
         table = Path(self.config.hydra.sweep.dir) / "results.csv"
         write_results([job.run_dir for job in jobs], table)
-        failed = [job for job, done in zip(jobs, returns, strict=True) if done.status is JobStatus.FAILED]
+        failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status is JobStatus.FAILED]
         print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs complete; {table}", flush=True)
-        for job in failed:
-            print(f"failed: {' '.join(job.overrides)}\n  see {job.run_dir / 'launch.log'}", flush=True)
+        for job, done in failed:
+            print(f"failed: {' '.join(job.overrides)}\n  {done._return_value}", flush=True)
         return returns
 
     def _compose(self, number: int, overrides: Sequence[str]) -> Job:
@@ -104,36 +125,67 @@ class ProcessLauncher(Launcher):
         return Job(number, tuple(overrides), config, Path(config.run_dir))
 
     def _run(self, job: Job, slot: int) -> JobReturn:
+        """Run one job, or find that it has ended before. Whatever goes wrong is told in what it returns."""
         started = time.monotonic()
         name = " ".join(filter_overrides(job.overrides))
         done = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=os.getcwd(), task_name="run")
-        if read_status(job.run_dir) != "completed":
-            print(f"#{job.number} {name}", flush=True)
-            code = self._spawn(job, slot)
-            if code != 0:
-                done.status = JobStatus.FAILED
-                done.return_value = RuntimeError(f"exit code {code}, see {job.run_dir / 'launch.log'}")
-                return done
+        done.status, done.return_value = JobStatus.COMPLETED, None
+        try:
+            if read_status(job.run_dir) not in ENDED:
+                print(f"#{job.number} {name}", flush=True)
+                if (code := self._spawn(job, slot)) != 0:
+                    raise RuntimeError(f"exit code {code}, see {job.run_dir / 'launch.log'}")
+        except Exception as error:
+            done.status, done.return_value = JobStatus.FAILED, error
+            print(f"#{job.number} {name}: failed ({error})", flush=True)
+            return done
         print(f"#{job.number} {name}: complete ({time.monotonic() - started:.0f} s)", flush=True)
-        done.status = JobStatus.COMPLETED
-        done.return_value = None
         return done
 
-    def _spawn(self, job: Job, slot: int) -> int:
+    def _spawn(self, job: Job, slot: int) -> int | None:
         """The exit code of one job's process; its output goes to ``launch.log``."""
         flags = get_args_parser().parse_args(sys.argv[1:])
-        command = [sys.executable, "-m", "p2o.run", *job.overrides, f"run_dir={job.run_dir}"]
+        threads = job.config.trainer.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        # A sweep's file says MULTIRUN, and the job is composed from that file again.
+        arguments = [*job.overrides, f"run_dir={job.run_dir}", f"trainer.threads={threads}", "hydra.mode=RUN"]
         for option, value in (("--config-dir", flags.config_dir), ("--config-name", flags.config_name)):
             if value is not None:
-                command += [option, value]
-        environment = dict(os.environ)
-        threads = job.config.trainer.threads or max(1, (os.cpu_count() or 1) // self.jobs)
-        environment["OMP_NUM_THREADS"] = str(threads)
-        command.append(f"trainer.threads={threads}")
+                arguments += [option, value]
+        environment = {"OMP_NUM_THREADS": str(threads)}
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(self.gpus[slot % len(self.gpus)])
         job.run_dir.mkdir(parents=True, exist_ok=True)
-        with (job.run_dir / "launch.log").open("ab") as output:
-            return subprocess.run(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False
-            ).returncode
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([LIBRARIES] if job.config.trainer.accelerator == "cpu" else [])
+        process = context.Process(target=_job, args=(arguments, environment, job.run_dir / "launch.log"))
+        with self._starting:
+            while self._running and available_gib() < self.memory_gib:
+                time.sleep(POLL_S)
+            process.start()
+            self._running += 1
+        try:
+            process.join()
+        finally:
+            self._running -= 1
+        return process.exitcode
+
+
+def available_gib() -> float:
+    """Memory that a new process can have, as Linux estimates it; elsewhere no limit is known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    kib = {name: value.split()[0] for name, value in (line.split(":") for line in lines)}
+    return int(kib["MemAvailable"]) / 2**20
+
+
+def _job(arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
+    """What a job's process does: ``python -m p2o.run`` with these arguments, everything said going to ``log_file``."""
+    die_with_parent()
+    os.environ.update(environment)
+    with log_file.open("ab") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    sys.argv = ["p2o.run", *arguments]
+    runpy.run_module("p2o.run", run_name="__main__", alter_sys=True)

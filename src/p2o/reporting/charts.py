@@ -75,7 +75,7 @@ def line_chart(title: str, x_label: str, lines: Sequence[Line], *, whole_x: bool
     y_ticks = ticks(0, max(point.y.mean + (point.y.half_width or 0) for point in points))
     x_ticks = ticks(min(point.x for point in points), max(point.x for point in points))
     if whole_x:
-        x_ticks = [tick for tick in x_ticks if tick.is_integer()]
+        x_ticks = [tick for tick in x_ticks if float(tick).is_integer()]
     xs = [point.x for point in points]
     x = Scale(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - RIGHT)
     y = Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
