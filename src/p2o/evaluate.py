@@ -40,6 +40,9 @@ def main(composed: DictConfig) -> None:
     except (DataError, EngineError, ModelError, RewardError, RunFolderError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from what is in {config.run_dir}", file=sys.stderr)
+        sys.exit(130)
     console = Console()
     if not console.is_terminal:
         console.width = FILE_WIDTH

@@ -64,12 +64,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         quiet_libraries()
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         parts = [_part(benchmark, config, template, run_dir) for benchmark in load_benchmarks(config)]
+        if other is not None:
+            other.check([part.benchmark.name for part in parts])
         if not all(part.log.complete for part in parts):
             record_environment(run_dir)
             _answer(parts, config, template)
-        results = _results(parts, config, template, other)
-        write_json(run_dir / RESULTS, results)
-    return results
+        return _count(parts, config, template, other, run_dir / RESULTS)
 
 
 def _part(benchmark: Benchmark, config: EvaluateConfig, template: str, run_dir: Path) -> _Part:
@@ -147,7 +147,10 @@ def _report_long(benchmark: Benchmark, renderer: PromptRenderer, template: str) 
         )
 
 
-def _results(parts: Sequence[_Part], config: EvaluateConfig, template: str, other: Other | None) -> dict[str, Any]:
+def _count(
+    parts: Sequence[_Part], config: EvaluateConfig, template: str, other: Other | None, path: Path
+) -> dict[str, Any]:
+    """The value of ``results.json``, written before it is compared: that may still find nothing to compare."""
     how = Resampling(config.confidence, config.resamples, derive_seed(config.seed, "evaluate", "bootstrap"))
     judged: dict[str, SetResult] = {}
     sets: dict[str, Any] = {}
@@ -160,8 +163,7 @@ def _results(parts: Sequence[_Part], config: EvaluateConfig, template: str, othe
             "of_questions": benchmark.size,
             "left_out": dict(benchmark.report.faults),
         }
-    return {
-        "status": "completed",
+    results: dict[str, Any] = {
         "model": config.model.path,
         "template_id": template_id(template),
         "template": template,
@@ -170,5 +172,10 @@ def _results(parts: Sequence[_Part], config: EvaluateConfig, template: str, othe
         "resamples": config.resamples,
         "sets": sets,
         "average": average(judged, how),
-        "comparison": None if other is None else other.compared(judged, how),
+        "comparison": None,
     }
+    write_json(path, results)
+    if other is not None:
+        results["comparison"] = other.compared(judged, how)
+        write_json(path, results)
+    return results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -21,13 +21,15 @@ from p2o.types import Outcome
 RESULTS = "results.json"
 OUTCOMES = (*(outcome.value for outcome in Outcome), TOO_LONG)
 Row = Mapping[str, Any]
+Correct = dict[tuple[str, str], tuple[bool, ...]]
+"""Whether each answer is correct, by the question's id and text: an id alone may have got another question since."""
 
 
 @dataclass(frozen=True)
 class SetResult:
-    """What one set says, ``correct`` being by question id whether each of its answers is."""
+    """What one set says."""
 
-    correct: Mapping[str, tuple[bool, ...]]
+    correct: Correct
     figures: dict[str, Any]
 
     @property
@@ -56,15 +58,15 @@ def judge_set(rows: Iterable[Row], pass_at: Iterable[int], how: Resampling) -> S
     return SetResult(correct, figures)
 
 
-def correct_by_question(rows: Iterable[Row]) -> dict[str, tuple[bool, ...]]:
-    """Question id → whether each answer is correct, in the order of the file."""
-    found: dict[str, list[bool]] = {}
+def correct_by_question(rows: Iterable[Row]) -> Correct:
+    """In the order of the file."""
+    found: dict[tuple[str, str], list[bool]] = {}
     for row in rows:
-        found.setdefault(row["id"], []).append(row["outcome"] == Outcome.CORRECT.value)
-    return {identifier: tuple(answers) for identifier, answers in found.items()}
+        found.setdefault((row["id"], row["question"]), []).append(row["outcome"] == Outcome.CORRECT.value)
+    return {question: tuple(answers) for question, answers in found.items()}
 
 
-def _pass_at(correct: Mapping[str, tuple[bool, ...]], k: int, how: Resampling) -> dict[str, Any]:
+def _pass_at(correct: Correct, k: int, how: Resampling) -> dict[str, Any]:
     values = np.array([pass_at_k(len(answers), sum(answers), k) for answers in correct.values()])
     return {"mean": float(values.mean()), "interval": _plain(mean_interval([values], how))}
 
@@ -88,8 +90,12 @@ class Other:
         if not path.is_file():
             raise DataError(f"compare={folder} has no {RESULTS}: give the run_dir of a finished evaluation")
         self.results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.results.get("status") != "completed":
-            raise DataError(f"compare={folder} is not complete: finish it first, by the command that began it")
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise :class:`~p2o.tasks.DataError` where it has none of these sets."""
+        if not set(names) & set(self.results["sets"]):
+            there = ", ".join(self.results["sets"])
+            raise DataError(f"compare={self.folder} has none of {', '.join(names)}; its sets: {there}")
 
     def compared(self, results: Mapping[str, SetResult], how: Resampling) -> dict[str, Any]:
         """This evaluation less the other, set by set, on the questions that both have; and which sets only one has."""
@@ -100,11 +106,11 @@ class Other:
             if not path.is_file():
                 continue
             theirs = correct_by_question(json_lines.read(path))
-            shared = [identifier for identifier in ours.correct if identifier in theirs]
+            shared = [question for question in ours.correct if question in theirs]
             if not shared:
                 continue
-            a, b = (np.array([fmean(side[i]) for i in shared]) for side in (ours.correct, theirs))
-            single = all(len(side[i]) == 1 for side in (ours.correct, theirs) for i in shared)
+            a, b = (np.array([fmean(side[question]) for question in shared]) for side in (ours.correct, theirs))
+            single = all(len(side[question]) == 1 for side in (ours.correct, theirs) for question in shared)
             sets[name] = {
                 "accuracy": float(a.mean()),
                 "other_accuracy": float(b.mean()),
@@ -114,7 +120,7 @@ class Other:
             }
             differences.append(a - b)
         if not sets:
-            raise DataError(f"compare={self.folder} answers none of these questions: its sets are {self._sets()}")
+            raise DataError(f"compare={self.folder} answers none of these questions, although its sets are called so")
         mean = fmean(float(values.mean()) for values in differences)
         return {
             "with": str(self.folder),
@@ -124,9 +130,6 @@ class Other:
             "average": {"mean": mean, "interval": _plain(mean_interval(differences, how))},
             "not_compared": sorted(set(results) - set(sets)),
         }
-
-    def _sets(self) -> str:
-        return ", ".join(self.results["sets"])
 
 
 def _plain(interval: Any) -> dict[str, Any] | None:
