@@ -228,9 +228,9 @@ class VllmServerRollout(ProbedRollout):
     timeout_s: float = 600.0
     """Wall-clock seconds for one request."""
     retry_s: float = 10.0
-    """Wait while no server is usable."""
-    max_retries: int = 6
-    """Waits in one call before the run stops."""
+    """Wait before a server that failed is asked again."""
+    max_retries: int = 30
+    """Waits for one server in one call; the run stops when no server is left that may be waited for."""
 
 
 @dataclass(kw_only=True)

@@ -37,6 +37,8 @@ class UpdateMetrics:
     """Mean of −d: an estimate of KL(engine ‖ trainer), of either sign."""
     mismatch_k3: float = 0.0
     """Mean of exp(d) − 1 − d: the estimate that is never negative."""
+    importance_weight: float = 0.0
+    """Mean weight of truncated importance sampling over the tokens that have a loss; 1 where it is off."""
     mismatch_max: float = 0.0
     """Largest |d| (of this rank)."""
     live: int = 0
@@ -72,6 +74,7 @@ class Sums:
     clipped: float = 0.0
     templated: float = 0.0
     masked: float = 0.0
+    weight: float = 0.0
     compared: float = 0.0
     absolute: float = 0.0
     k1: float = 0.0
@@ -140,6 +143,7 @@ class Tally:
             mismatch_mean=_share(s.absolute, s.compared),
             mismatch_k1=_share(s.k1, s.compared),
             mismatch_k3=_share(s.k3, s.compared),
+            importance_weight=_share(s.weight, s.kept),
             mismatch_max=self.worst,
             live=signals.get(Signal.LIVE, 0),
             all_fail=signals.get(Signal.ALL_FAIL, 0),

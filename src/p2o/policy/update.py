@@ -31,6 +31,7 @@ from p2o.policy.head import token_logprobs
 from p2o.policy.layout import MicroBatch, micro_batches
 from p2o.policy.losses import PRESETS, clipped_losses
 from p2o.policy.memory import TokenBudget, must_fit
+from p2o.policy.mismatch import OFF, Truncation, importance_weights
 from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import TrainingSet, training_sets
@@ -48,6 +49,7 @@ class _Objective:
     distillation: DistillationConfig
     temperature: float
     max_new_tokens: int
+    truncation: Truncation
 
     def denominator(self, sums: Sums) -> float:
         if not PRESETS[self.config.loss].per_token:
@@ -77,6 +79,7 @@ def update(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    truncation: Truncation = OFF,
     skipped_before: int = 0,
     scheduler: Schedule | None = None,
     backward: Callable[[Tensor], object] = Tensor.backward,
@@ -87,6 +90,7 @@ def update(
 
     Groups without a signal are counted and dropped before any forward pass. ``temperature`` and ``max_new_tokens`` are
     those of the rollouts (greedy counts as temperature 1). ``seed`` decides which groups go into which step.
+    ``truncation`` corrects for an engine whose log-probs differ, see :mod:`p2o.policy.mismatch`.
     ``skipped_before`` is ``skipped_in_a_row`` of the update before. ``scheduler`` is stepped once an optimizer step,
     also for one that had nothing to train on or was skipped, so that the schedule keeps time with the rounds.
     ``progress(done, total)`` counts completion tokens.
@@ -99,7 +103,7 @@ def update(
             f"policy.layout={config.layout} needs model.attn_implementation=sdpa "
             f"(it is {policy.model_config.attn_implementation}): use that, or policy.layout=padded"
         )
-    objective = _Objective(config, distillation, temperature or 1.0, max_new_tokens)
+    objective = _Objective(config, distillation, temperature or 1.0, max_new_tokens, truncation)
     sets, signals = training_sets(groups, config, distillation, seed=seed)
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
@@ -225,8 +229,10 @@ def _loss(
         clip_high=config.clip_high,
         dual_clip=config.dual_clip,
     )
-    loss = losses.loss[kept_N].sum()
-    difference = (policy_N - engine_N)[training_set.own_prompt[batch.samples].to(device)].double()
+    own_N = training_set.own_prompt[batch.samples].to(device)
+    weights_N = importance_weights(objective.truncation, policy_N, engine_N, batch.samples.to(device), own_N)
+    loss = (losses.loss * weights_N)[kept_N].sum()
+    difference = (policy_N - engine_N)[own_N].double()
     tally.mismatch(difference)
     return loss, Sums(
         loss=float(loss.detach()),
@@ -237,6 +243,7 @@ def _loss(
         clipped=int(losses.clipped[kept_N].sum()),
         templated=int(templated_N.sum()),
         masked=int((~kept_N).sum()),
+        weight=float(weights_N[kept_N].sum()),
         compared=len(difference),
         absolute=float(difference.abs().sum()),
         k1=-float(difference.sum()),

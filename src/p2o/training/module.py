@@ -25,6 +25,7 @@ from p2o.evolution.cover import greedy_cover
 from p2o.evolution.gepa_phase import Evolution, evolve
 from p2o.evolution.hard_set import HardSet, Record, mine
 from p2o.evolution.reflectors import Reflector
+from p2o.policy.mismatch import Truncation
 from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import advantages_of
@@ -220,6 +221,7 @@ class P2OModule(LightningModule):
             temperature=config.rollout.temperature,
             max_new_tokens=config.rollout.max_new_tokens,
             seed=derive_seed(config.seed, "update", state.step),
+            truncation=Truncation(config.rollout.importance, config.rollout.importance_cap),
             skipped_before=state.skipped_in_a_row,
             scheduler=self.schedule,
             backward=self.manual_backward,
