@@ -81,17 +81,20 @@ class Reporter:
         groups: Sequence[Group],
         metrics: Mapping[str, float],
         *,
+        engine: Mapping[str, float] | None = None,
         seconds: Mapping[str, float],
         advantages: Advantages | None = None,
     ) -> Scalars:
         """One round of the policy phase, counted in ``state`` already. Returns all of its scalars by full name.
 
-        ``metrics`` are the update's; ``seconds`` how long each part of the round took.
+        ``metrics`` are the update's, ``engine`` what the engine says of itself; ``seconds`` how long each part of the
+        round took.
         """
         self.rollouts.append(groups, epoch=state.epoch, round=state.round, step=state.step, advantages=advantages)
         scalars = (
             under("rollout", round_scalars(groups))
             | under("policy", metrics)
+            | under("engine", engine or {})
             | under("time", seconds)
             | under("ledger", ledger_scalars(state.ledger))
         )

@@ -43,7 +43,8 @@ LAYOUT = {
         "entropy": ["Multiline", [r"policy/entropy$"]],
         "tokens clipped and masked": ["Multiline", [r"policy/(clip|masked)_fraction$"]],
         "steps skipped, not finite": ["Multiline", [r"policy/skipped$"]],
-        "log-probs, engine against trainer": ["Multiline", [r"policy/mismatch_(mean|max)$"]],
+        "log-probs, engine against trainer": ["Multiline", [r"policy/mismatch_(mean|max)$", r"engine/probe_mismatch$"]],
+        "weight of importance sampling": ["Multiline", [r"policy/importance_weight$"]],
     },
     "The cost": {
         "generated tokens by phase": ["Multiline", [r"ledger/generated_tokens/"]],

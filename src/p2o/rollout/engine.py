@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from p2o.types import Generation, Prompt, SamplingParams
@@ -44,6 +44,14 @@ class RolloutEngine(Protocol):
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
         """One generation a prompt, in the order of ``prompts``. ``reference=True`` samples from π_init."""
+        ...
+
+    def sleep(self) -> None:
+        """Leave the accelerator's memory to the trainer until the next call, which wakes the engine."""
+        ...
+
+    def scalars(self) -> Mapping[str, float]:
+        """How the engine is doing, for the charts: agreement with the trainer, failures survived."""
         ...
 
     def close(self) -> None: ...

@@ -5,7 +5,7 @@ Shapes: R rows (sequences being decoded), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,13 @@ class HfEngine:
             return []
         decode = _Decode(self._twin_of(reference), self, prompts, sampling, on_finish)
         return decode.run()
+
+    def sleep(self) -> None:
+        """Nothing to do: the twin's weights are needed as they are, and its cache lives for one call."""
+
+    def scalars(self) -> Mapping[str, float]:
+        """None: it computes in the trainer's process on the trainer's weights."""
+        return {}
 
     def close(self) -> None:
         self._twin = self._reference = None

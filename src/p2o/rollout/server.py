@@ -118,6 +118,9 @@ class VllmServerEngine:
             call.cancel()
         return [results[i] for i in range(len(prompts))]
 
+    def sleep(self) -> None:
+        """Nothing to do: the servers have accelerators of their own."""
+
     def close(self) -> None:
         """Leave the servers as they were found, as far as they answer, and remove the adapter's folder."""
         self._version = -1

@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -130,6 +130,9 @@ class VllmEngine:
                 self._process.call("sleep", self.config.start_s)
 
         self._persist(ask)
+
+    def scalars(self) -> Mapping[str, float]:
+        return {"probe_mismatch": self.probe_mismatch, "restarts": self.restarts}
 
     def close(self) -> None:
         """End the process and remove the folders that weights were handed over in."""

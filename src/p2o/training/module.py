@@ -120,6 +120,7 @@ class P2OModule(LightningModule):
     def _learn(self, groups: Sequence[Group], sampling_s: float) -> None:
         """The second half of a round: from here on a stop waits for the checkpoint, so that the round is not lost."""
         state = self.state
+        self.sampler.engine.sleep()
         metrics, update_s = _timed(lambda: self.update_policy(groups))
         state.policy_version += 1
         self.sampler.engine.sync(state.policy_version)
@@ -131,6 +132,7 @@ class P2OModule(LightningModule):
             state,
             groups,
             metrics,
+            engine=self.sampler.engine.scalars(),
             seconds={"rollout": sampling_s, "update": update_s},
             advantages={group.problem.id: advantages_of(group, self.config.policy).values for group in groups},
         )
