@@ -18,6 +18,7 @@ JOB = (
     *("+experiment=teacher_ref", "debug=tiny", "reward=function", "reward.function=lucky.score"),
     *("reward.extract=[whole]", "reward.workers=1", "reward.deadline_s=60", "trainer.threads=1"),
     *("data.train_size=12", "hard_set.tau=4", "gepa.metric_calls=30"),
+    *("seed=1", "gepa.temperature=1", "validation.temperature=1", "trainer.progress=false"),
 )
 """Two epochs of three rounds and a prompt phase between them, on a random model; luck decides what is right."""
 

@@ -1,7 +1,7 @@
 """Runs the real command again and again, each time in a fresh process that dies where it is told to.
 
-Imports take longer than the job, so this process makes them once and forks a child for every life; the child calls
-``python -m p2o.run``'s own entry point. Commands come as JSON lines, one reply a line. A command holds ``argv``, ``work``
+Imports and composing the configuration take longer than the job, so this process does both once and forks a child for
+every life; the child goes on where ``python -m p2o.run`` has them behind it. Commands come as JSON lines, one reply a line. A command holds ``argv``, ``work``
 (a file that the child adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the name
 of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or ``cpu``,
 the processor seconds after which SIGKILL comes from outside; or neither.
@@ -15,29 +15,42 @@ import signal
 import sys
 import time
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import points
 import reasoning_gym  # noqa: F401 - what a life would spend seconds on
 
-import p2o.run
-import p2o.training.launch  # noqa: F401
+from hydra import compose, initialize_config_module
+
+from p2o.config import Config, load_config, register_schemas
+from p2o.config.launcher import register_launcher
+from p2o.training.launch import launch
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
+    register_schemas()
+    register_launcher()
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(live(json.loads(line))), flush=True)
 
 
+@cache
+def configuration(overrides: tuple[str, ...]) -> Config:
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        return load_config(compose("config", overrides=list(overrides)))
+
+
 def live(command: dict[str, Any]) -> dict[str, Any]:
     """One life, and how it ended: ``code`` as of a shell (negative = the signal), processor ``seconds``."""
+    config = configuration(tuple(command["argv"]))
     child = os.fork()
     if child == 0:
-        _child(command)
+        _child(command, config)
     before = os.times()
     if "cpu" in command:
         _kill_after(child, command["cpu"])
@@ -47,7 +60,7 @@ def live(command: dict[str, Any]) -> dict[str, Any]:
     return {"code": os.waitstatus_to_exitcode(status), "seconds": spent}
 
 
-def _child(command: dict[str, Any]) -> None:
+def _child(command: dict[str, Any], config: Config) -> None:
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, output), (2, output)):
@@ -57,8 +70,7 @@ def _child(command: dict[str, Any]) -> None:
         points.record_work(Path(command["work"]))
         if "strike" in command:
             points.arm(command)
-        sys.argv = ["p2o.run", *command["argv"]]
-        p2o.run.main()
+        launch(config)
         code = 0
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1

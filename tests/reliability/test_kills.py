@@ -23,15 +23,12 @@ COURSE: list[dict[str, Any]] = [
     # a round
     {"strike": "an answer handed to the grader", "step": 0, "stage": "policy", "call": 9},
     {"strike": "an answer graded", "step": 0, "stage": "policy", "call": 4},
-    {"strike": "all answers there, none booked", "step": 0, "stage": "policy"},
     {"strike": "a micro-batch", "step": 0},
-    {"strike": "before the optimizer's step", "step": 0},
     {"strike": "after the optimizer's step", "step": 0},
     {"strike": "the engine synced", "step": 0, "stage": "policy", "call": 2},
     {"strike": "rollouts half logged", "step": 1},
     {"strike": "metrics half logged", "step": 1},
     {"strike": "the round reported", "step": 1},
-    {"strike": "previous linked", "step": 1},
     {"strike": "a checkpoint not yet renamed", "step": 1},
     {"strike": "a checkpoint renamed", "step": 1},
     # the prompt phase
@@ -39,16 +36,14 @@ COURSE: list[dict[str, Any]] = [
     {"strike": "templates evaluated, not journaled", "step": 3, "call": 2},
     {"strike": "a reflection, not journaled", "step": 3},
     {"strike": "a journal line half written", "step": 3, "call": 2},
-    {"strike": "a call journaled", "step": 3, "call": 5},
     {"strike": "evolved", "step": 3},
     {"strike": "the pool, not the assignment", "step": 3},
     {"strike": "an epoch's table and its lines", "step": 3},
     {"strike": "the epoch reported", "step": 3},
-    {"strike": "a checkpoint of no bytes", "step": 3, "stage": "policy"},
+    {"strike": "a checkpoint half written", "step": 3, "stage": "policy"},
     # the second epoch, on templates, and the end
     {"strike": "after the optimizer's step", "step": 4},
     {"strike": "before the export", "stage": "finish"},
-    {"strike": "the last summary", "stage": "finish"},
     {"strike": "the page written", "stage": "finish"},
     {"strike": "a checkpoint half written", "stage": "done"},
 ]

@@ -1,0 +1,101 @@
+"""SIGTERM and Ctrl-C end a run at a point that it goes on from; other threads may take it up; two processes may not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import JOB, Driver, environment
+from story import differing, story
+
+from p2o.training.checkpoint import read_checkpoint
+from p2o.training.stop import Stop, Stopped
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize(
+    ("death", "saved"),
+    [
+        ({"strike": "a step of decoding", "step": 1, "stage": "policy", "call": 3}, 1),
+        ({"strike": "a micro-batch", "step": 1}, 1),  # the round begins at the checkpoint: no need to end it
+        ({"strike": "after the optimizer's step", "step": 1}, 2),  # it is as good as done: it is saved
+        ({"strike": "templates evaluated, not journaled", "step": 3}, 3),
+    ],
+    ids=lambda value: value["strike"] if isinstance(value, dict) else "",
+)
+def test_a_stopped_run_says_so_and_goes_on(
+    death: dict[str, Any], saved: int, driver: Driver, whole: Path, tmp_path: Path
+) -> None:
+    by = signal.SIGINT if saved == 2 else signal.SIGTERM
+    life = driver.live(tmp_path / "run", signal=int(by), **death)
+    assert life.code == 128 + by
+    assert f"Stopped by {by.name}. The same command goes on from the last checkpoint." in " ".join(life.said.split())
+    assert "Traceback" not in life.said
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == saved
+    assert driver.live(tmp_path / "run").code == 0
+    assert differing(story(whole), story(tmp_path / "run")) == []
+
+
+def test_rounds_without_a_checkpoint_are_saved_when_the_run_is_stopped(
+    driver: Driver, whole: Path, tmp_path: Path
+) -> None:
+    rare = "trainer.checkpoint_every=3"
+    death = {"strike": "a step of decoding", "step": 2, "stage": "policy", "call": 3, "signal": int(signal.SIGTERM)}
+    assert driver.live(tmp_path / "run", rare, **death).code == 143
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == 2
+    assert driver.live(tmp_path / "run", rare).code == 0
+    assert differing(story(whole), story(tmp_path / "run")) == []
+
+
+def test_the_command_itself_ends_with_143_and_keeps_others_out(driver: Driver, tmp_path: Path) -> None:
+    """A process of its own, from the command line; while it runs nobody else may use its folder."""
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "p2o.run", *JOB, "trainer.epochs=1000", f"run_dir={run_dir}"]
+    process = subprocess.Popen(
+        command, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    checkpoint = run_dir / "checkpoints" / "last.ckpt"
+    end = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    other = driver.live(run_dir, "trainer.epochs=1000")
+    assert other.code == 2
+    assert "is in use by another process: wait for it to end, or give another run_dir" in other.said
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "Stopped by SIGTERM" in said
+    assert read_checkpoint(checkpoint).state.step >= 0
+
+
+def test_other_threads_may_go_on_and_the_run_says_what_that_means(driver: Driver, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert driver.live(run_dir, strike="a micro-batch", step=1).code == -9
+    life = driver.live(run_dir, "trainer.threads=2")
+    assert life.code == 0
+    log = (run_dir / "log.txt").read_text()
+    assert "the run goes on with other means (threads 1 → 2): its bits may differ" in log
+    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.means["threads"] == "2"
+
+
+def test_a_signal_stops_at_once_or_after_what_is_deferred() -> None:
+    stop, done = Stop(), []
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught, stop.on_signals():
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("the block")
+        done.append("what follows")
+    assert (caught.value.exit_code, done) == (143, ["the block"])
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Stopped), stop.on_signals(), stop.deferred():
+        os.kill(os.getpid(), signal.SIGINT)  # the second signal does not wait
+        done.append("the second block")
+    assert done == ["the block"]
