@@ -48,11 +48,8 @@ def resolve_model(config: ModelConfig) -> Path | str:
 
     ``~`` and environment variables in ``config.path`` are expanded. Raises :class:`ModelError`.
     """
-    expanded = os.path.expandvars(os.path.expanduser(config.path))
-    folder = Path(expanded)
+    folder = folder_of(config)
     if isinstance(config, Buildable):
-        if isinstance(config, LatentSkillModel):
-            folder /= hashlib.sha256(json.dumps(_origin(config), sort_keys=True).encode()).hexdigest()[:12]
         if not folder.is_dir():
             _build(config, folder)
         _check_origin(config, folder)
@@ -61,11 +58,24 @@ def resolve_model(config: ModelConfig) -> Path | str:
         if not (folder / "config.json").is_file():
             raise ModelError(f"model.path={folder} has no config.json: it is not a folder that transformers can load")
         return folder
+    expanded = _expanded(config)
     if folder.is_absolute() or expanded.startswith(".") or expanded.count("/") > 1:
         raise ModelError(
             f"model.path={folder} does not exist: give an existing folder or a hub id (model.path=ORG/NAME)"
         )
     return expanded
+
+
+def folder_of(config: ModelConfig) -> Path:
+    """Where the model's folder is, or would be; of no meaning for a hub id."""
+    folder = Path(_expanded(config))
+    if isinstance(config, LatentSkillModel):
+        folder /= hashlib.sha256(json.dumps(_origin(config), sort_keys=True).encode()).hexdigest()[:12]
+    return folder
+
+
+def _expanded(config: ModelConfig) -> str:
+    return os.path.expandvars(os.path.expanduser(config.path))
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -176,7 +176,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
     if model.attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_ATTENTION)
-    module = _with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
+    module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
     policy = Policy(module, tokenizer, dtype, model)
     check_head(policy)
     if policy.attends_by_segments:
@@ -184,7 +184,8 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     return policy
 
 
-def _with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, seed: int) -> PeftModel:
+def with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, seed: int) -> PeftModel:
+    """``lm`` with a fresh adapter, its weights frozen. Raises :class:`ModelError` for a target that it lacks."""
     targets = _target_modules(lm, tuning.target_modules)
     config = LoraConfig(
         task_type="CAUSAL_LM",

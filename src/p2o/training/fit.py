@@ -16,9 +16,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
-from p2o.policy.model import Policy, load_policy
+from p2o.policy.model import load_policy
 from p2o.reporting import positions
 from p2o.reporting.environment import log_to, record_environment
+from p2o.reporting.profile import profiling
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rewards import GraderPool
@@ -83,8 +84,9 @@ def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
+    context = getattr(policy.causal_lm.config, "max_position_embeddings", None)
     training, validation = (
-        _within_context(of, renderer, policy, config, name)
+        within_context(of, renderer, context, config, name)
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
     )
     rounds = num_rounds(len(training), config) * config.trainer.epochs
@@ -108,7 +110,8 @@ def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
             stop=stop,
         )
         try:
-            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
+            with profiling(policy, enabled=config.profile):
+                _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
         finally:
             engine.close()
     return RunResult(run_dir, state)
@@ -165,13 +168,15 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
     return reflector
 
 
-def _within_context(
-    problems: Sequence[Problem], renderer: PromptRenderer, policy: Policy, config: Config, what: str
+def within_context(
+    problems: Sequence[Problem], renderer: PromptRenderer, context: int | None, config: Config, what: str
 ) -> tuple[Problem, ...]:
-    """The problems whose prompt fits, with room left for a template; the others are reported and left out."""
-    context = getattr(policy.causal_lm.config, "max_position_embeddings", None) or 2**31
+    """The problems whose prompt fits, with room left for a template; the others are reported and left out.
+
+    ``context`` is the number of positions that the model can attend to, where it is limited.
+    """
     prompt, name = config.rollout.max_prompt_tokens, "rollout.max_prompt_tokens"
-    if context - config.rollout.max_new_tokens < prompt:
+    if context is not None and context - config.rollout.max_new_tokens < prompt:
         prompt = context - config.rollout.max_new_tokens
         name = f"the model's {context} tokens - rollout.max_new_tokens"
     limit = prompt - config.gepa.max_template_tokens

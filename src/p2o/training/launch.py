@@ -8,11 +8,13 @@ import sys
 from p2o.config.schema import Config
 from p2o.evolution.journal import JournalError
 from p2o.evolution.reflectors import ReflectorError
+from p2o.planning import make_plan, render
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
 from p2o.policy.nonfinite import NonFiniteError
 from p2o.reporting.environment import redact
 from p2o.rewards import RewardError
+from p2o.rollout.engine import EngineError
 from p2o.tasks import DataError
 from p2o.training.checkpoint import CheckpointError
 from p2o.training.fit import train
@@ -20,19 +22,22 @@ from p2o.training.run_folder import RunFolderError
 from p2o.training.stop import Stop, Stopped
 
 INPUT_ERRORS = (RunFolderError, CheckpointError, JournalError, DataError, ModelError, RewardError, ReflectorError)
-STOPS = (NonFiniteError, OutOfMemoryError)
+STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
 """Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def launch(config: Config) -> float | None:
-    """Train and say how it ended.
+    """Train and say how it ended; with ``debug=plan`` only say what it would take.
 
     An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1; a
     signal ends it with 128 and the signal's number (143 for SIGTERM, 130 for Ctrl-C).
     """
     stop = Stop()
     try:
+        if config.plan:
+            print(render(make_plan(config)))
+            return None
         with stop.on_signals():
             result = train(config, stop)
     except INPUT_ERRORS as error:

@@ -1,0 +1,122 @@
+"""A short measurement: one round, or a part of it, on the real model and the real questions. Nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from p2o.config.schema import Config, HfRollout
+from p2o.planning.counts import Counts
+from p2o.policy.model import load_policy
+from p2o.policy.update import update
+from p2o.rollout.hf import HfEngine
+from p2o.rollout.prompts import PromptRenderer
+from p2o.training.data import rounds_of_epoch
+from p2o.types import (
+    PLAIN,
+    Generation,
+    Grade,
+    Group,
+    Outcome,
+    Problem,
+    Prompt,
+    Rollout,
+    SamplingParams,
+    derive_seed,
+)
+
+T = TypeVar("T")
+
+LARGEST = 1_000_000_000
+"""Parameters of a model that is still probed."""
+ROLLOUTS = 96
+TOKENS = 64
+"""Bounds of a probe, so that it takes seconds."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of each part of the work. ``tokens_per_rollout`` is the mean, or the limit where the probe cut it."""
+
+    sync: float
+    per_generated_token: float
+    per_trained_token: float
+    tokens_per_rollout: float
+    cut: bool
+
+    def seconds(self, counts: Counts) -> float:
+        """A run's time, grading and logging left out, where every hard set is as large as it can be."""
+        rollouts = counts.policy.rollouts + counts.validation.rollouts
+        evaluations = counts.prompt_phases * counts.budget
+        generated = (rollouts + evaluations) * self.tokens_per_rollout
+        trained = counts.policy.rollouts * self.tokens_per_rollout
+        return counts.rounds * self.sync + generated * self.per_generated_token + trained * self.per_trained_token
+
+
+def probe(config: Config, problems: Sequence[Problem]) -> Pace:
+    """Generate and update once; rewards alternate, so that every group is trained on."""
+    assert isinstance(config.rollout, HfRollout)
+    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    renderer = PromptRenderer(
+        policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
+    )
+    k = config.policy.rollouts
+    asked = rounds_of_epoch(problems, config, 0)[0][: max(1, ROLLOUTS // k)]
+    prompts = [
+        Prompt(renderer.render(problem.question), derive_seed(config.seed, "probe", problem.id, index))
+        for problem in asked
+        for index in range(k)
+    ]
+    limit = min(TOKENS, config.rollout.max_new_tokens)
+    engine = HfEngine(policy, config.rollout)
+    _, sync = _timed(lambda: engine.sync(0))
+    sampling = SamplingParams(config.rollout.temperature, limit, config.rollout.top_p)
+    engine.generate(prompts[:k], SamplingParams(config.rollout.temperature, 2), version=0)  # the first call is slow
+    made, generating = _timed(lambda: engine.generate(prompts, sampling, version=0))
+    engine.close()
+    groups = [_group(problem, prompts[i * k].tokens, made[i * k : (i + 1) * k]) for i, problem in enumerate(asked)]
+    optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.tuning.learning_rate)
+    _, training = _timed(
+        lambda: update(
+            policy,
+            optimizer,
+            groups,
+            config.policy,
+            config.distillation,
+            temperature=config.rollout.temperature,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=0,
+        )
+    )
+    tokens = sum(len(generation.tokens) for generation in made)
+    cut = limit < config.rollout.max_new_tokens
+    mean = config.rollout.max_new_tokens if cut else tokens / len(made)
+    return Pace(sync, generating / tokens, training / tokens, mean, cut)
+
+
+def _group(problem: Problem, prompt: tuple[int, ...], made: Sequence[Generation]) -> Group:
+    rollouts = [
+        Rollout(
+            problem_id=problem.id,
+            template_id=PLAIN,
+            index=index,
+            prompt_tokens=prompt,
+            tokens=generation.tokens,
+            logprobs=generation.logprobs,
+            text=generation.text,
+            finish_reason=generation.finish_reason,
+            grade=Grade(Outcome.CORRECT if index % 2 else Outcome.WRONG, float(index % 2)),
+            policy_version=0,
+        )
+        for index, generation in enumerate(made)
+    ]
+    return Group(problem, prompt, tuple(rollouts))
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
