@@ -23,6 +23,8 @@ GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.n
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
 NEEDS_A_VALUE = {("model", "hub"): "model.path", ("data", "jsonl"): "data.path", ("data", "hub"): "data.dataset"}
+BUDGET = {"grpo_equal_tokens": ["budget.tokens=1000"]}
+"""What these experiments have to be given."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,8 @@ def test_every_file_composes_and_loads(
         with pytest.raises(ConfigError, match=f"{key} is not set"):
             load_config(compose_tree(*overrides, "reward=math"))
         overrides.append(f"{key}={value}")
+    if group == "experiment":
+        overrides += BUDGET.get(choice, [])
     if group == "data" and choice != "reasoning_gym":
         overrides.append("reward=math")
     if (group, choice) == ("reward", "function"):
@@ -57,9 +61,10 @@ def test_every_file_composes_and_loads(
 def test_every_experiment_is_valid_at_every_scale(
     experiment: str, scale: str, configure: Callable[..., Config]
 ) -> None:
-    config = configure(f"+experiment={experiment}", f"+scale={scale}")
+    budget = BUDGET.get(experiment, [])
+    config = configure(f"+experiment={experiment}", f"+scale={scale}", *budget)
     assert (config.name, config.scale) == (experiment, scale)
-    swapped = configure(f"+scale={scale}", f"+experiment={experiment}")
+    swapped = configure(f"+scale={scale}", f"+experiment={experiment}", *budget)
     assert swapped == config, "experiment and scale must not set the same key"
 
 
@@ -153,6 +158,7 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
         (["reward=function"], "reward.function"),
         (["data=deepscaler_5k"], "use reward=math"),
         (["data.prompt=hello"], "data.prompt must contain {question}"),
+        (["+experiment=grpo_equal_tokens"], "budget.tokens=0 must be above 0"),
     ],
 )
 def test_rules_across_fields_name_the_key_and_the_mend(

@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -35,7 +36,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from p2o.reporting.results import read_status, write_results
-from p2o.rewards.sandbox import die_with_parent
 
 LIBRARIES = "p2o.training.launch"
 """Importing it imports all that a job needs."""
@@ -182,10 +182,17 @@ def available_gib() -> float:
 
 def _job(arguments: Sequence[str], environment: Mapping[str, str], log_file: Path) -> None:
     """What a job's process does: ``python -m p2o.run`` with these arguments, everything said going to ``log_file``."""
-    die_with_parent()
+    threading.Thread(target=_die_with_launcher, daemon=True).start()
     os.environ.update(environment)
     with log_file.open("ab") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     sys.argv = ["p2o.run", *arguments]
     runpy.run_module("p2o.run", run_name="__main__", alter_sys=True)
+
+
+def _die_with_launcher() -> None:
+    """The process that forked this one outlives the launcher, so the kernel cannot be asked to see to it."""
+    if (launcher := multiprocessing.parent_process()) is not None:
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -87,6 +87,9 @@ def _ranges(config: Config) -> Iterator[str]:
         value = _get(config, key)
         if not isinstance(value, int | float) or value <= 0:
             yield f"{key}={value} must be above 0"
+    for key in ("budget.tokens", "budget.seconds", "budget.metric_calls"):
+        if isinstance(limit := _get(config, key), int | float) and limit <= 0:
+            yield f"{key}={limit} must be above 0: give what the run may spend, or null for no limit"
     if config.policy.rollouts < 2:
         yield f"policy.rollouts={config.policy.rollouts}: a group of one has no advantage, use at least 2"
     if config.policy.updates_per_round > config.policy.questions_per_round:

@@ -1,0 +1,111 @@
+"""Sweeps: processes of their own, own logs, on with the rest after a failure, on from where a kill struck."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from p2o.config import load_config
+from p2o.config.launcher import available_gib
+
+ROOT = Path(__file__).parents[2]
+CHOICES = sorted(path.stem for path in (ROOT / "conf" / "experiment" / "choice").glob("*.yaml"))
+SWEEP = """\
+defaults:
+  - config
+  - _self_
+  - override debug: tiny
+hydra:
+  mode: MULTIRUN
+  sweep:
+    dir: runs
+  launcher:
+    jobs: 1
+  sweeper:
+    params:
+      +experiment: grpo
+      trainer.epochs: 1
+      seed: 0,1
+      model.architecture: llama,nonsense
+"""
+
+
+def _until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def _writers(log: Path) -> list[str]:
+    """Processes whose standard output is this file."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if log.samefile(process / "fd" / "1"):
+                found.append(process.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="jobs end with their launcher by a call that Linux has")
+def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    command = [sys.executable, "-m", "p2o.run", "-cd", ".", "-cn", "sweep"]
+
+    def run_dir(architecture: str, seed: int) -> Path:
+        return tmp_path / "runs" / "grpo" / f"model.architecture={architecture},trainer.epochs=1" / f"seed-{seed}"
+
+    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _until(lambda: _writers(run_dir("llama", 1) / "launch.log"))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    _until(lambda: not _writers(run_dir("llama", 1) / "launch.log"))
+    done = (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns
+
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode != 0, "a sweep with failed jobs says so"
+    assert (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns == done, "what is complete is not run again"
+    with (tmp_path / "runs" / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["completed", "absent", "completed", "absent"]
+    assert [row["seed"] for row in rows] == ["0", "", "1", ""]
+    last = again.stdout.splitlines()[-5:]
+    assert last[0].startswith("2 of 4 jobs complete")
+    assert [line.split(" model")[0] for line in last[1::2]] == [
+        f"failed: +experiment=grpo trainer.epochs=1 seed={s}" for s in (0, 1)
+    ]
+    assert "nonsense" in (run_dir("nonsense", 0) / "launch.log").read_text()
+    assert "nonsense" not in (run_dir("llama", 0) / "launch.log").read_text()
+
+
+def test_memory_that_is_free_is_known_here() -> None:
+    assert 0.01 < available_gib() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_is_an_experiment_of_its_own(choice: str, compose_tree: Callable[..., DictConfig]) -> None:
+    scale, base = "+scale=latent_skill", load_config(compose_tree("+scale=latent_skill", "+experiment=teacher_ref"))
+    config = load_config(compose_tree(scale, f"+experiment=choice/{choice}"))
+    assert config.name == choice
+    assert config != base
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "sweeps").glob("*.yaml")))
+def test_every_sweep_composes_and_names_experiments_that_exist(name: str) -> None:
+    with initialize_config_dir(str(ROOT / "sweeps"), version_base="1.3"):
+        sweep = compose(name, return_hydra_config=True)
+    assert sweep.hydra.mode.name == "MULTIRUN"
+    for experiment in sweep.hydra.sweeper.params["+experiment"].split(","):
+        assert (ROOT / "conf" / "experiment" / f"{experiment.strip()}.yaml").is_file()
