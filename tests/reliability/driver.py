@@ -1,14 +1,17 @@
 """Runs the real command again and again, each time in a fresh process that dies where it is told to.
 
 Imports and composing the configuration take longer than the job, so this process does both once and forks a child for
-every life; the child goes on where ``python -m p2o.run`` has them behind it. Commands come as JSON lines, one reply a line. A command holds ``argv``, ``work``
-(a file that the child adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the name
-of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or ``cpu``,
-the processor seconds after which SIGKILL comes from outside; or neither.
+every life; the child goes on where ``python -m p2o.run`` has them behind it.
+
+Commands come as JSON lines, one reply a line. A command holds ``argv``, ``output`` (a file for what the child says),
+``work`` (a file that it adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the
+name of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or
+``cpu``, the processor seconds after which SIGKILL comes from outside; or neither.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -19,9 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas  # noqa: F401 - imported here for what a life would spend seconds on
 import points
-import reasoning_gym  # noqa: F401 - what a life would spend seconds on
-
+import reasoning_gym  # noqa: F401
 from hydra import compose, initialize_config_module
 
 from p2o.config import Config, load_config, register_schemas
@@ -34,6 +37,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def main() -> None:
     register_schemas()
     register_launcher()
+    gc.freeze()  # a child that collects garbage would copy every page
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(live(json.loads(line))), flush=True)

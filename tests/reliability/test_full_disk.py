@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Driver
+from lives import Driver
 from story import differing, story
 
 from p2o.training.checkpoint import read_checkpoint

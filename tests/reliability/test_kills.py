@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Driver, Life
+from lives import Driver, Life
 from points import POINTS
 from story import differing, story
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import JOB, Driver, environment
+from lives import JOB, Driver, environment
 from story import differing, story
 
 from p2o.training.checkpoint import read_checkpoint
@@ -85,17 +85,33 @@ def test_other_threads_may_go_on_and_the_run_says_what_that_means(driver: Driver
     assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.means["threads"] == "2"
 
 
-def test_a_signal_stops_at_once_or_after_what_is_deferred() -> None:
+def test_a_signal_waits_for_what_is_deferred() -> None:
     stop, done = Stop(), []
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped) as caught, stop.on_signals():
-        with stop.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            done.append("the block")
-        done.append("what follows")
+
+    def work() -> None:
+        with stop.on_signals():
+            with stop.deferred():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("the block")
+            done.append("what follows")
+
+    with pytest.raises(Stopped) as caught:
+        work()
     assert (caught.value.exit_code, done) == (143, ["the block"])
     assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(Stopped), stop.on_signals(), stop.deferred():
-        os.kill(os.getpid(), signal.SIGINT)  # the second signal does not wait
-        done.append("the second block")
-    assert done == ["the block"]
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    stop, done = Stop(), []
+
+    def work() -> None:
+        with stop.on_signals(), stop.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("after the first")
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("after the second")
+
+    with pytest.raises(Stopped) as caught:
+        work()
+    assert (caught.value.exit_code, done) == (130, ["after the first"])

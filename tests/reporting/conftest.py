@@ -64,6 +64,7 @@ def build_evolution(epoch: int) -> tuple[Evolution, Assignment]:
         rejected={"leak": 2, "empty": 1},
         iterations=3,
         stop_reason="budget",
+        failures={"timeout": 4},
     )
     return evolution, Assignment({SPELL.id: SPELL}, {"hard": (PLAIN, SPELL.id, SPELL.id)})
 

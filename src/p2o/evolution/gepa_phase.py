@@ -8,7 +8,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,7 +41,8 @@ class Evolution:
 
     ``pool`` holds every candidate, the empty template first; ``front`` those of the Pareto front over dev questions
     that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were no template, and as
-    ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``stop_reason``:
+    ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``failures`` counts
+    the reflector's own by kind, those that a retry mended included. ``stop_reason``:
     budget | max_iterations | no_proposals | dev_solved | stop_file | too_few_questions.
     """
 
@@ -55,6 +56,7 @@ class Evolution:
     rejected: Mapping[str, int]
     iterations: int
     stop_reason: str
+    failures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def seed_dev_score(self) -> float:
@@ -72,6 +74,7 @@ class Evolution:
             "pool": [template_to_json(template) for template in self.pool],
             "front": [template.id for template in self.front],
             "rejected": dict(self.rejected),
+            "failures": dict(self.failures),
             "seed_dev_score": self.seed_dev_score,
         }
 
@@ -179,6 +182,7 @@ def evolve(
         rejected=dict(sorted(rejected.items())),
         iterations=watch.iterations,
         stop_reason=watch.reason or "stop_file",
+        failures=dict(sorted(reflection.failures.items())),
     )
 
 

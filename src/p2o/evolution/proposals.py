@@ -85,6 +85,8 @@ class TemplateReflection:
         """Reflections so far."""
         self.proposed = 0
         """Usable templates so far."""
+        self.failures: Counter[str] = Counter()
+        """How often each kind of failure of the reflector occurred, retries included, also before a resume."""
         self.error: Exception | None = None
         self._batches = 0
 
@@ -135,12 +137,14 @@ class TemplateReflection:
         if not jobs:
             return []
         self.asked += len(jobs)
-        replies = self.journal.call(
-            "reflect",
-            [asdict(job) for job in jobs],
-            lambda: [asdict(reflection) for reflection in self.reflector.reflect(jobs)],
-        )
-        return [Reflection(**reply) for reply in replies]
+        result = self.journal.call("reflect", [asdict(job) for job in jobs], lambda: self._ask(jobs))
+        self.failures.update(result["failures"])
+        return [Reflection(**reply) for reply in result["replies"]]
+
+    def _ask(self, jobs: Sequence[ReflectionJob]) -> dict[str, Any]:
+        before = Counter(self.reflector.failures)
+        replies = [asdict(reflection) for reflection in self.reflector.reflect(jobs)]
+        return {"replies": replies, "failures": dict(self.reflector.failures - before)}
 
 
 class Acceptance(StrictImprovementAcceptance):

@@ -36,6 +36,8 @@ LAYOUT = {
     "The templates": {
         "dev score: empty template and best": ["Multiline", [r"evolution/(seed|best)_dev_score$"]],
         "templates found and proposals refused": ["Multiline", [r"evolution/(pool|chosen|refused|leaked)$"]],
+        "proposals refused, by reason": ["Multiline", [r"evolution/rejected/"]],
+        "failures of the teacher, by kind": ["Multiline", [r"evolution/failures/"]],
     },
     "The update": {
         "loss": ["Multiline", [r"policy/loss$"]],
@@ -89,7 +91,7 @@ def round_scalars(groups: Sequence[Group]) -> Scalars:
 
 
 def evolution_scalars(evolution: Evolution, chosen: int) -> Scalars:
-    """``chosen`` is the number of templates that the next epoch will use."""
+    """``chosen`` is the number of templates that the next epoch will use; kinds that did not occur are left out."""
     return {
         "seed_dev_score": evolution.seed_dev_score,
         "best_dev_score": max(template.dev_score for template in evolution.pool),
@@ -101,6 +103,8 @@ def evolution_scalars(evolution: Evolution, chosen: int) -> Scalars:
         "reflection_calls": evolution.reflection_calls,
         "refused": sum(evolution.rejected.values()),
         "leaked": evolution.leaked,
+        **under("rejected", evolution.rejected),
+        **under("failures", evolution.failures),
     }
 
 
