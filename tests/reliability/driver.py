@@ -6,7 +6,8 @@ every life; the child goes on where ``python -m p2o.run`` has them behind it.
 Commands come as JSON lines, one reply a line. A command holds ``argv``, ``output`` (a file for what the child says),
 ``work`` (a file that it adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the
 name of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or
-``cpu``, the processor seconds after which SIGKILL comes from outside; or neither.
+``cpu``, the processor seconds after which SIGKILL comes from outside; or neither. ``sizes`` is a file for what each
+round left in memory.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ def _child(command: dict[str, Any], config: Config) -> None:
     code = 1
     try:
         points.record_work(Path(command["work"]))
+        if "sizes" in command:
+            points.record_sizes(Path(command["sizes"]))
         if "strike" in command:
             points.arm(command)
         launch(config)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+KEY = "sk-planted-9f8e7d6c5b4a"
+"""The teacher's key of every life; it may turn up nowhere."""
 JOB = (
     *("+experiment=teacher_ref", "debug=tiny", "reward=function", "reward.function=lucky.score"),
     *("reward.extract=[whole]", "reward.workers=1", "reward.deadline_s=60", "trainer.threads=1"),
@@ -23,7 +25,7 @@ JOB = (
 def environment() -> dict[str, str]:
     """One thread, since a process with more cannot be forked; the reward function's folder on the path."""
     path = os.pathsep.join([str(HERE.parent / "end_to_end"), str(HERE)])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TEACHER_KEY": KEY, "NO_PROXY": "127.0.0.1"}
 
 
 @dataclass

@@ -164,6 +164,8 @@ def _reflector(config: Config) -> Iterator[str]:
     reflector = config.reflector
     if config.plan or config.gepa.variant != "teacher_ref" or not isinstance(reflector, schema.OpenAIReflector):
         return
+    if "@" in (reflector.base_url or ""):
+        yield "reflector.base_url holds a password, which config.yaml would keep: use reflector.api_key_env for it"
     if not os.environ.get(reflector.api_key_env):
         yield (
             f"the environment variable {reflector.api_key_env} (reflector.api_key_env) is not set: export the key, or "
