@@ -14,10 +14,10 @@ from p2o.config import EvaluateConfig, load_evaluation
 QUESTIONS = 24
 
 
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of questions, of different lengths."""
-    path = tmp_path / "mine.jsonl"
+    path = tmp_path_factory.mktemp("questions") / "mine.jsonl"
     rows = [{"problem": f"What is {i} plus {'ten ' * (i % 3)}{i}?", "answer": str(2 * i)} for i in range(QUESTIONS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -26,9 +26,9 @@ def questions(tmp_path: Path) -> Path:
 @pytest.fixture
 def configure_evaluation(tmp_path: Path) -> Callable[..., EvaluateConfig]:
     """``configure_evaluation("benchmarks=[gsm8k]", ...)``: the checked configuration, in a folder of the test's own."""
+    return lambda *overrides: composed(tmp_path / "judged", *overrides)
 
-    def build(*overrides: str) -> EvaluateConfig:
-        with initialize_config_module("p2o.conf", version_base="1.3"):
-            return load_evaluation(compose("evaluate", overrides=[f"run_dir={tmp_path / 'judged'}", *overrides]))
 
-    return build
+def composed(run_dir: Path, *overrides: str) -> EvaluateConfig:
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        return load_evaluation(compose("evaluate", overrides=[f"run_dir={run_dir}", *overrides]))

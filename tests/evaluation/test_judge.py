@@ -16,8 +16,9 @@ from typing import Any
 import checksum
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
-from p2o.config import EvaluateConfig
+from p2o.config import EvaluateConfig, load_evaluation
 from p2o.config.schema import FullTuning, HfRollout, LoraTuning, ModelConfig, RandomModel
 from p2o.evaluation.judge import evaluate
 from p2o.evaluation.model import load_judged
@@ -54,10 +55,14 @@ def rows_of(run_dir: Path, name: str = "mine") -> list[Json]:
         return [json.loads(line) for line in file]
 
 
-@pytest.fixture
-def judged(configure_evaluation: Configure, questions: Path, tmp_path: Path) -> tuple[Path, Json]:
+@pytest.fixture(scope="module")
+def judged(questions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Json]:
     """The folder and the results of one whole evaluation."""
-    return tmp_path / "judged", evaluate(configure_evaluation(*TINY, f"benchmarks.files=[{questions}]"))
+    run_dir = tmp_path_factory.mktemp("whole") / "judged"
+    overrides = [*TINY, f"benchmarks.files=[{questions}]", f"run_dir={run_dir}"]
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        config = load_evaluation(compose("evaluate", overrides=overrides))
+    return run_dir, evaluate(config)
 
 
 def test_the_figures_are_those_of_the_written_answers(judged: tuple[Path, Json], questions: Path) -> None:
@@ -112,25 +117,31 @@ def test_a_killed_evaluation_continues_to_the_same_result(
 def test_a_finished_evaluation_is_only_counted_again(
     judged: tuple[Path, Json], configure_evaluation: Configure, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, results = judged
+    run_dir, results = judged
+    given = (*TINY, f"benchmarks.files=[{questions}]", f"run_dir={run_dir}")
 
     def load_nothing(*_: object) -> None:
         raise AssertionError("the model is not needed")
 
     monkeypatch.setattr("p2o.evaluation.judge.load_judged", load_nothing)
-    again = evaluate(configure_evaluation(*TINY, f"benchmarks.files=[{questions}]", "pass_at=[3]", "confidence=0.5"))
+    again = evaluate(configure_evaluation(*given, "pass_at=[3]", "confidence=0.5"))
     (one, before) = (value["sets"]["mine"] for value in (again, results))
     assert one["pass_at"].keys() == {"3"}
     assert one["accuracy"] == before["accuracy"]
     assert before["interval"]["low"] < one["interval"]["low"] < one["interval"]["high"] < before["interval"]["high"]
 
     with pytest.raises(RunFolderError) as caught:
-        evaluate(configure_evaluation(*TINY, f"benchmarks.files=[{questions}]", "samples=3", "seed=1"))
+        evaluate(configure_evaluation(*given, "samples=3", "seed=1"))
     assert "  samples: 4 there, 3 asked for" in str(caught.value)
     assert "  seed: 0 there, 1 asked for" in str(caught.value)
-    questions.write_text(questions.read_text().replace("What is 1 ", "What was 1 "))
-    with pytest.raises(RunFolderError, match=r"mine\.jsonl, line 5 answers another question"):
-        evaluate(configure_evaluation(*TINY, f"benchmarks.files=[{questions}]"))
+    evaluate(configure_evaluation(*given))
+    unchanged = questions.read_text()
+    questions.write_text(unchanged.replace("What is 1 ", "What was 1 "))
+    try:
+        with pytest.raises(RunFolderError, match=r"mine\.jsonl, line 5 answers another question"):
+            evaluate(configure_evaluation(*given))
+    finally:
+        questions.write_text(unchanged)
 
 
 def test_two_evaluations_are_compared_question_by_question(
@@ -167,9 +178,10 @@ def test_a_question_that_does_not_fit_is_reported_and_counts_as_wrong(
 ) -> None:
     rows = [json.loads(line) for line in questions.read_text().splitlines()[:3]]
     rows[1]["problem"] += " and ten" * 30
-    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixed = tmp_path / "mine.jsonl"
+    mixed.write_text("".join(json.dumps(row) + "\n" for row in rows))
     limits = ("rollout.max_prompt_tokens=100", "samples=2", "chunk=3")
-    results = evaluate(configure_evaluation(*TINY, *limits, f"benchmarks.files=[{questions}]"))
+    results = evaluate(configure_evaluation(*TINY, *limits, f"benchmarks.files=[{mixed}]"))
     one = results["sets"]["mine"]
     assert (one["questions"], one["outcomes"]["too_long"]) == (3, 2)
     written = rows_of(tmp_path / "judged")

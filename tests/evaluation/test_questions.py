@@ -39,7 +39,9 @@ def test_every_set_composes_and_names_where_it_comes_from(configure_evaluation: 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the data are not here")
 def test_the_real_files_hold_the_published_numbers_of_questions(configure_evaluation: Configure) -> None:
-    config = configure_evaluation("benchmarks=[aime24,aime25,amc]", f"benchmarks.data_dir={DATA}", "limit=7")
+    config = configure_evaluation(
+        "benchmarks=[aime24,aime25,amc]", f"benchmarks.data_dir={DATA}", "limit=7", "reward=exact"
+    )
     assert [(one.name, one.size, len(one.problems)) for one in load_benchmarks(config)] == [
         ("aime24", 30, 7),
         ("aime25", 30, 7),
@@ -53,7 +55,9 @@ def test_files_are_taken_in_their_order_up_to_the_limit(
     broken = write(
         tmp_path / "broken.jsonl", [{"q": "one?", "a": 1, "n": "x"}, {"q": "two?", "a": r"\frac{1}{", "n": "y"}]
     )
-    (one,) = load_benchmarks(configure_evaluation("benchmarks=[]", f"benchmarks.files=[{questions}]", "limit=3"))
+    (one,) = load_benchmarks(
+        configure_evaluation("benchmarks=[]", f"benchmarks.files=[{questions}]", "limit=3", "reward=exact")
+    )
     assert (one.name, one.size, one.problems[2].question) == ("mine", 24, "What is 2 plus ten ten 2?")
     assert one.problems[0].id.startswith("mine-")
     columns = "benchmarks.columns={id: n, question: q, answer: a}"
@@ -68,6 +72,7 @@ def test_a_set_has_the_same_ids_from_the_hub_and_from_a_file(configure_evaluatio
     listed = write(tmp_path / "listed.jsonl", [{"question": "x^2 = 4?", "final_answer": ["2", "-2"]}])
     from_hub = load_benchmarks(
         configure_evaluation(
+            "reward=exact",
             "benchmarks=[gsm8k,olympiadbench]",
             f"benchmarks.sets.gsm8k.dataset={worked}",
             f"benchmarks.sets.olympiadbench.dataset={listed}",
@@ -75,21 +80,23 @@ def test_a_set_has_the_same_ids_from_the_hub_and_from_a_file(configure_evaluatio
     )
     assert [one.problems[0].answer for one in from_hub] == ["5", "2, -2"]
     write(tmp_path / "gsm8k_test.jsonl", [{"problem": "2 + 3?", "answer": "5"}])
-    (local,) = load_benchmarks(configure_evaluation("benchmarks=[gsm8k]", f"benchmarks.data_dir={tmp_path}"))
+    (local,) = load_benchmarks(
+        configure_evaluation("reward=exact", "benchmarks=[gsm8k]", f"benchmarks.data_dir={tmp_path}")
+    )
     assert local.problems[0].id == from_hub[0].problems[0].id
 
 
 def test_the_held_out_questions_of_a_run_come_with_its_prompt_and_reward(
     configure_evaluation: Configure, configure: Callable[..., Config], tmp_path: Path
 ) -> None:
-    config = configure("+experiment=grpo", "debug=tiny", "data.prompt='Well: {question}'")
+    config = configure("+experiment=grpo", "+scale=latent_skill", "data.prompt='Well: {question}'")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
     (one,) = load_benchmarks(configure_evaluation("benchmarks=[]", f"benchmarks.runs=[{tmp_path}]"))
-    assert (one.name, one.size, one.prompt, one.reward.kind) == (
+    assert (one.name, one.size, one.prompt, one.reward.extract) == (
         "held-out-grpo",
         config.data.val_size,
         "Well: {question}",
-        "reasoning_gym",
+        ["answer_line"],
     )
 
 
