@@ -405,6 +405,8 @@ class Config:
     run_dir: str = MISSING
     resume: bool = True
     plan: bool = False
+    profile: bool = False
+    """Log where the time and memory of every round went, by phase."""
     model: ModelConfig = MISSING
     tuning: TuningConfig = MISSING
     data: DataConfig = MISSING

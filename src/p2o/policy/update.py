@@ -36,6 +36,7 @@ from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import TrainingSet, training_sets
 from p2o.policy.tally import Reduce, Sums, Tally, UpdateMetrics
+from p2o.reporting.profile import timed
 from p2o.types import Group, derive_seed
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def update(
         for training_set, before in zip(sets, old, strict=True):
             sums = _accumulate(policy, optimizer, training_set, before, objective, tally, budget, backward)
             sums.denominator = objective.denominator(sums)
-            norm = _optimizer_step(policy, optimizer, sums, config.max_grad_norm, reduce)
+            with timed("optimizer"):
+                norm = _optimizer_step(policy, optimizer, sums, config.max_grad_norm, reduce)
             tally.step(sums, norm)
             if tally.skipped_in_a_row >= config.max_skipped_steps:
                 logprobs = _logprobs(policy, training_set, objective, budget)
@@ -194,10 +196,13 @@ def _accumulate(
         total = Sums(samples=len(training_set))
         for batch in _lay_out(policy, training_set, objective.config, tokens):
             with must_fit(batch):
-                new_N, entropy_N = _forward(policy, batch, objective)
+                tokens, targets = batch.input_ids.numel(), len(batch.targets)
+                with timed("forward", layers=tokens, head=targets):
+                    new_N, entropy_N = _forward(policy, batch, objective)
                 policy_N = new_N.detach() if before is None else before[batch.tokens].to(new_N.device)
                 loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
-                backward(loss)
+                with timed("backward", layers=tokens, head=targets):
+                    backward(loss)
             total.add(sums)
             tally.micro_batch(batch)
         return total

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2o.config.schema import HfRollout
 from p2o.policy.model import Policy
+from p2o.reporting.profile import timed
 from p2o.rollout.cache import RowCache
 from p2o.rollout.decoding import draw, uniforms
 from p2o.rollout.engine import OnFinish, StalePolicyError
@@ -46,7 +47,8 @@ class HfEngine:
 
     def sync(self, version: int) -> None:
         self._twin = None  # the old copy is freed before the new one is made
-        self._twin = Twin(self.policy.causal_lm, self.policy.dtype)
+        with timed("sync"):
+            self._twin = Twin(self.policy.causal_lm, self.policy.dtype)
         self._version = version
 
     @torch.inference_mode()
@@ -158,7 +160,8 @@ class _Decode:
         while self.rows or self.queue:
             self._retire()
             if self.rows:
-                self._step()
+                with timed("decode", layers=len(self.rows), head=len(self.rows)):
+                    self._step()
         return [self.results[i] for i in range(len(self.prompts))]
 
     def _retire(self) -> None:
@@ -196,13 +199,14 @@ class _Decode:
             self._compute(tree, paths, rows)
 
     def _compute(self, tree: PrefixTree, paths: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
-        self.cache.prefill(paths, rows)
-        self.twin.hidden(
-            input_ids=torch.tensor([tree.tokens], device=self.device),
-            position_ids=torch.tensor([tree.positions], device=self.device),
-            attention_mask=tree.mask(self.cache.dtype, self.device),
-            past_key_values=self.cache,
-        )
+        with timed("prefill", layers=len(tree)):
+            self.cache.prefill(paths, rows)
+            self.twin.hidden(
+                input_ids=torch.tensor([tree.tokens], device=self.device),
+                position_ids=torch.tensor([tree.positions], device=self.device),
+                attention_mask=tree.mask(self.cache.dtype, self.device),
+                past_key_values=self.cache,
+            )
 
     def _step(self) -> None:
         """One token for every row."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from p2o.reporting.profile import timed
 from p2o.rollout.engine import RolloutEngine
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer, PromptTooLongError
@@ -61,11 +62,15 @@ class Sampler:
         grades: dict[int, Future[Grade]] = {}
 
         def on_finish(i: int, generation: Generation) -> None:
-            grades[i] = self.grader.submit(requests[i].problem, generation.text)
+            with timed("grading"):
+                grades[i] = self.grader.submit(requests[i].problem, generation.text)
             if progress is not None:
                 progress(len(grades))
 
-        generations = self.engine.generate(prompts, sampling, version=version, on_finish=on_finish)
+        with timed("generate"):
+            generations = self.engine.generate(prompts, sampling, version=version, on_finish=on_finish)
+        with timed("grading"):
+            verdicts = {i: grade.result() for i, grade in grades.items()}
         rollouts = [
             Rollout(
                 problem_id=request.problem.id,
@@ -76,7 +81,7 @@ class Sampler:
                 logprobs=generation.logprobs,
                 text=generation.text,
                 finish_reason=generation.finish_reason,
-                grade=grades[i].result(),
+                grade=verdicts[i],
                 policy_version=version,
             )
             for i, (request, prompt, generation) in enumerate(zip(requests, prompts, generations, strict=True))

@@ -31,7 +31,7 @@ from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import advantages_of
 from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
-from p2o.reporting import json_lines, positions
+from p2o.reporting import json_lines, positions, profile
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.ledger import Ledger
@@ -137,6 +137,7 @@ class P2OModule(LightningModule):
             advantages={group.problem.id: advantages_of(group, self.config.policy).values for group in groups},
         )
         self.progress.round_done(state, scalars)
+        profile.report(f"round {state.step}")
         if validated := self._validation_due():
             self.validate_plain()
         if self.trainer.is_last_batch or self._budget_spent():
@@ -162,6 +163,7 @@ class P2OModule(LightningModule):
             self.checkpoint()
         hard = mine(state.records, config.hard_set)
         evolution, note = self.evolve_templates(hard)
+        profile.report(f"the prompt phase of epoch {state.epoch}")
         assignment = self.assign_templates(hard, evolution)
         if evolution is not None and not assignment.by_problem:
             note = "no template solved anything: the next epoch is plain GRPO"
@@ -304,6 +306,7 @@ class P2OModule(LightningModule):
         accuracy = sum(rollout.correct for rollout in rollouts) / len(rollouts)
         state.validation.history.append((state.step, accuracy))
         self.reporter.validation(state, accuracy, rollouts)
+        profile.report(f"the validation at step {state.step}")
         return accuracy
 
     # ------------------------------------------------------------------ Lightning's side

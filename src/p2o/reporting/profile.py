@@ -1,0 +1,175 @@
+"""Where a round's time and memory go (``debug=profile``): seconds, tokens, arithmetic and memory by phase.
+
+The code that works says what it is doing, ``with timed("decode", layers=rows, head=rows): ...``; while
+nothing is profiled that is a shared context that does nothing. Phases nest, and what is spent in an inner one is not
+counted in the outer one; what is spent in none is "other".
+
+The arithmetic counted is that of the matrix products with the model's weights, two operations a weight and token;
+attention, adapters and everything elementwise are left out, so the share of the peak is a lower bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from p2o.policy.model import Policy
+
+log = logging.getLogger(__name__)
+
+OTHER = "other"
+PROBE_SIZE = 2048
+PROBE_S = 0.3
+
+
+@dataclass(slots=True)
+class Cost:
+    """What a phase took. ``tokens`` went through the layers, ``operations`` are those of its matrix products."""
+
+    seconds: float = 0.0
+    calls: int = 0
+    tokens: int = 0
+    operations: float = 0.0
+    peak_bytes: int = 0
+
+
+class Profile:
+    """Costs by phase since the last :meth:`table`, of the work of one ``policy``."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._device = policy.device
+        self._dtype = policy.dtype
+        weight, _ = policy.head()
+        backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
+        self._head = 2.0 * weight.numel()
+        self._layers = 2.0 * sum(
+            module.weight.numel()
+            for name, module in backbone.named_modules()
+            if isinstance(module, nn.Linear) and ".lora_" not in name
+        )
+        self._lora = policy.lora
+        self.peaks = {dtype: matrix_peak(dtype, self._device) for dtype in (torch.bfloat16, torch.float32)}
+        self._stack = [OTHER]
+        self._begin()
+
+    @contextmanager
+    def phase(self, name: str, layers: int, head: int) -> Iterator[None]:
+        self._lap()
+        cost = self.costs.setdefault(name, Cost())
+        cost.calls += 1
+        cost.tokens += layers
+        cost.operations += self._operations(name, layers, head)
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._stack.pop()
+
+    def table(self, title: str) -> str:
+        """The costs as text; the count begins anew."""
+        self._lap()
+        total = sum(cost.seconds for cost in self.costs.values())
+        peaks = ", ".join(f"{str(dtype)[6:]} {peak / 1e9:,.0f} GFLOP/s" for dtype, peak in self.peaks.items())
+        lines = [
+            f"profile of {title}: {total:.2f} s; matrix peak: {peaks}",
+            "phase       seconds  share  calls   tokens  tokens/s  of peak    memory",
+        ]
+        for name, cost in sorted(self.costs.items(), key=lambda item: item[0] == OTHER):
+            tokens = f"{cost.tokens:>9,}{cost.tokens / cost.seconds:>10,.0f}" if cost.tokens else f"{'–':>9}{'–':>10}"
+            rate = cost.operations / cost.seconds / self.peaks[self._dtype]
+            lines.append(
+                f"{name:<10}{cost.seconds:>9.2f}{cost.seconds / total:>7.0%}{cost.calls:>7,}{tokens}"
+                f"{f'{rate:.0%}' if cost.operations else '–':>9}{_gib(cost.peak_bytes):>10}"
+            )
+        self._begin()
+        return "\n".join(lines)
+
+    def _begin(self) -> None:
+        self.costs: dict[str, Cost] = {OTHER: Cost(calls=1)}
+        _peak_bytes(self._device)
+        self._last = time.perf_counter()
+
+    def _lap(self) -> None:
+        """Book what has passed since the last lap under the phase that we are in."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        cost = self.costs.setdefault(self._stack[-1], Cost())
+        cost.seconds += time.perf_counter() - self._last
+        cost.peak_bytes = max(cost.peak_bytes, _peak_bytes(self._device))
+        self._last = time.perf_counter()
+
+    def _operations(self, name: str, layers: int, head: int) -> float:
+        """The head's forward pass in an update also takes the gradient by the hidden states
+        (:mod:`p2o.policy.head`); its backward pass computes the logits again, for the gradient of its own weight."""
+        if name == "forward":
+            return layers * self._layers + 2 * head * self._head
+        if name == "backward":
+            return layers * self._layers if self._lora else 2 * (layers * self._layers + head * self._head)
+        return layers * self._layers + head * self._head
+
+
+_active: Profile | None = None
+_NOTHING = nullcontext()
+
+
+def timed(name: str, *, layers: int = 0, head: int = 0) -> AbstractContextManager[None]:
+    """What is done inside is ``name``: it takes ``layers`` tokens through the layers and ``head`` through the head."""
+    return _NOTHING if _active is None else _active.phase(name, layers, head)
+
+
+def report(title: str) -> None:
+    """Log what was spent since the last report, where anything is profiled."""
+    if _active is not None:
+        log.info("%s", _active.table(title))
+
+
+@contextmanager
+def profiling(policy: Policy, *, enabled: bool = True) -> Iterator[Profile | None]:
+    """Profile what is done in the block."""
+    global _active
+    _active = Profile(policy) if enabled else None
+    try:
+        yield _active
+    finally:
+        _active = None
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations a second of a product of two square matrices: the best of as many as fit into :data:`PROBE_S`."""
+    a, b = (torch.randn(PROBE_SIZE, PROBE_SIZE, device=device).to(dtype) for _ in range(2))
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < PROBE_S or best == float("inf"):
+        start = time.perf_counter()
+        torch.matmul(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * PROBE_SIZE**3 / best
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Most memory since the last call: what torch held on the GPU, or the process's resident set (0 = unknown)."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size else "–"
