@@ -1,0 +1,180 @@
+"""A plan against what a real run counts, and sizes against real models; the command on a machine with too little."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3Config
+
+from p2o.config import Config
+from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, RandomModel
+from p2o.planning import make_plan, memory, render
+from p2o.planning.memory import Part
+from p2o.planning.sizes import model_size
+from p2o.policy.attention import build_blocks
+from p2o.policy.layout import Segment
+from p2o.policy.model import Policy, load_policy
+from p2o.training.fit import train
+from p2o.training.launch import launch
+from p2o.types import Phase
+
+TINY = ("debug=tiny", "trainer.threads=1", "trainer.progress=false", "logger=off")
+QUESTIONS = [{"problem": f"{a} + {b} =", "answer": str(a + b)} for a in range(8) for b in range(8)]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, QUESTIONS)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def qwen3_4b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published shape of the paper's model: its configuration alone, no weights."""
+    folder = tmp_path_factory.mktemp("qwen3-4b")
+    Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ).save_pretrained(folder)
+    return folder
+
+
+def sums(questions: Path, *more: str) -> tuple[str, ...]:
+    return (
+        "data=jsonl",
+        f"data.path={questions}",
+        "data.train_size=18",
+        "data.val_size=8",
+        "reward=exact",
+        *TINY,
+        *more,
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("+experiment=teacher_ref", "policy.updates_per_round=2"),
+        (
+            "+experiment=grpo",
+            "validation.every_rounds=3",
+            "trainer.rounds_per_epoch=4",
+            "validation.samples=2",
+            "validation.temperature=1",
+        ),
+    ],
+)
+def test_a_plan_is_what_a_run_counts(more: tuple[str, ...], configure: Callable[..., Config], questions: Path) -> None:
+    """Everything that is said to be exact equals the run's ledger, the rest bounds it from above."""
+    config = configure(*sums(questions, *more))
+    plan, result = make_plan(config), train(config)
+    ledger, counts = result.state.ledger.by_phase, plan.counts
+    assert counts.rounds == result.state.step
+    assert counts.validations == len(result.state.validation.history)
+    assert counts.policy.rollouts == ledger[Phase.POLICY].rollouts
+    assert counts.validation.rollouts == ledger[Phase.VALIDATION].rollouts
+    evolved = config.gepa.variant != "off"
+    assert (ledger[Phase.EVOLUTION].metric_calls > 0) == evolved == (counts.metric_calls > 0)
+    assert ledger[Phase.EVOLUTION].metric_calls <= counts.metric_calls
+    assert ledger[Phase.EVOLUTION].rollouts <= counts.evolution.rollouts
+    assert sum(phase.reflection_calls for phase in ledger.values()) <= counts.reflection_calls
+    for phase in Phase:
+        planned = getattr(counts, phase.value)
+        assert ledger[phase].generated_tokens <= planned.generated_tokens
+        assert ledger[phase].prompt_tokens <= planned.prompt_tokens
+        assert ledger[phase].trained_tokens <= planned.trained_tokens
+    assert plan.pace is not None
+    assert plan.pace.seconds(counts) > 0
+
+
+@pytest.mark.parametrize("tuning", [LoraTuning(learning_rate=1e-4), FullTuning(learning_rate=1e-5)])
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_sizes_are_those_of_the_loaded_model(
+    architecture: str, tuning: LoraTuning | FullTuning, tmp_path: Path
+) -> None:
+    model = RandomModel(path=str(tmp_path / "model"), architecture=architecture, layers=5, dtype="bfloat16")
+    size, policy = model_size(model, tuning), load_policy(model, tuning, seed=0)
+    assert size.parameters == sum(p.numel() for p in policy.module.parameters())
+    assert size.trainable == sum(p.numel() for p in policy.trainable.values())
+    kept = kept_by_a_real_pass(policy, 96) - kept_by_a_real_pass(policy, 48)
+    assert size.kept_per_token == pytest.approx(kept / 48, rel=0.1)
+
+
+def kept_by_a_real_pass(policy: Policy, tokens: int) -> int:
+    storages: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids, positions = torch.zeros(1, tokens, dtype=torch.long), torch.arange(tokens)[None]
+    blocks = build_blocks((Segment(0, tokens),), tokens, ids.device)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        policy.hidden_states(ids, positions, blocks)
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def test_the_papers_model_without_its_weights(qwen3_4b: Path) -> None:
+    full = model_size(ModelConfig(path=str(qwen3_4b)), FullTuning(learning_rate=1e-6))
+    assert full.parameters == full.trainable == 4_022_468_096
+    assert full.cache_per_token == 2 * 36 * 8 * 128 * 2
+    lora = model_size(ModelConfig(path=str(qwen3_4b)), LoraTuning(learning_rate=1e-4))
+    linear = [(2560, 4096), (2560, 1024), (2560, 1024), (4096, 2560), (2560, 9728), (2560, 9728), (9728, 2560)]
+    assert lora.trainable == 36 * sum(16 * (i + o) for i, o in linear)
+    assert lora.frozen == full.parameters
+
+
+def test_the_paper_on_a_laptop(
+    qwen3_4b: Path,
+    configure: Callable[..., Config],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    config = configure("+experiment=teacher_ref", "+scale=paper", "debug=plan", f"model.path={qwen3_4b}")
+    assert launch(config) is None
+    said = capsys.readouterr().out
+    assert "400 in 10 epochs, 800 updates" in said
+    assert "each with a budget of 11,040 evaluations" in said
+    assert "4,022,468,096" in said
+    assert "OPENAI_API_KEY is not set" in said
+    assert not Path(config.run_dir).exists(), "nothing is started"
+
+
+def test_a_model_that_is_not_there_is_a_clear_line(
+    configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    plan = make_plan(configure("+experiment=grpo", "+scale=paper", "debug=plan", "model.path=nobody/nothing"))
+    assert plan.size is None
+    assert plan.counts.policy.rollouts == 300_000
+    assert any("Give model.path=<folder with its config.json>" in note for note in plan.notes)
+    assert "unknown" in render(plan)
+
+
+def test_what_cannot_fit_is_warned_of(qwen3_4b: Path, configure: Callable[..., Config]) -> None:
+    config = configure("+experiment=grpo", "+scale=paper", "debug=plan", f"model.path={qwen3_4b}", "trainer=cpu")
+    warned = [line for line in make_plan(config).warnings if line.startswith("cpu: ")]
+    assert len(warned) == 1
+    assert "activations of a micro-batch" in warned[0]
+    longer = make_plan(dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=40000)))
+    assert any("the model attends to 40,960" in line for line in longer.warnings)
+
+
+def test_parts_of_different_times_are_not_added_up() -> None:
+    parts = [Part("a", "cpu", "always", 5), Part("b", "cpu", "update", 7), Part("c", "cpu", "rollout", 4)]
+    assert memory.peak(parts, "cpu") == 12
+    assert memory.peak(parts, "gpu") == 0
