@@ -197,7 +197,7 @@ def arm(command: dict[str, Any]) -> None:
 
 
 def record_sizes(path: Path) -> None:
-    """Write a line to ``path`` after each round: seconds so far, MiB in memory, open files, threads, child processes."""
+    """Write a line to ``path`` after each round: seconds so far, MiB in memory, open files, threads, children."""
     learn, began = P2OModule._learn, time.monotonic()
 
     def measured(self: P2OModule, *args: Any) -> None:

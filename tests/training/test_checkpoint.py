@@ -124,6 +124,57 @@ def test_a_foreign_file_is_refused_unopened(tmp_path: Path) -> None:
     assert not _Bomb.went_off
 
 
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    match how:
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "flipped":
+            where = content.index(b"policy_version") + 2
+            path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+        case "foreign":
+            torch.save({"something": "else"}, path)
+        case "missing":
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped", "foreign", "missing"])
+def test_what_is_damaged_is_named_and_never_displaces_the_one_before_it(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(checkpoint(1))
+    store.save(checkpoint(2))
+    damage(store.last, how)
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded.state.step == 1
+    assert f"{store.last} " in caplog.text
+    assert "going on from previous.ckpt" in caplog.text
+    assert (tmp_path / "last.ckpt.damaged").exists() == (how != "missing")
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # the next write never ends: both names hold the good one
+        patch.setattr(torch, "save", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.save(checkpoint(3))
+    assert [read_checkpoint(path).state.step for path in (store.last, store.previous)] == [1, 1]
+
+
+def test_a_first_checkpoint_that_is_damaged_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(checkpoint(1))
+    damage(store.last, "flipped")
+    before = store.last.read_bytes()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read .*start anew with another run_dir"):
+        store.load()
+    assert store.last.read_bytes() == before
+
+
 class _Bomb:
     """Unpickling it would run code."""
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from p2o.config import Config
-from p2o.training.run_folder import RunFolderError, open_run_folder
+from p2o.training.run_folder import RunFolderError, open_run_folder, sole_user
 
 
 def test_a_new_folder_gets_the_configuration(configure: Callable[..., Config]) -> None:
@@ -45,3 +45,35 @@ def test_a_foreign_folder_is_left_alone(configure: Callable[..., Config], tmp_pa
     with pytest.raises(RunFolderError, match=r"no config\.yaml"):
         open_run_folder(configure())
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_launch_that_died_before_it_began_leaves_a_folder_that_can_be_used(
+    configure: Callable[..., Config], tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.yaml.4711.tmp").write_text("name: p2")
+    (tmp_path / "run" / "launch.log").write_text("a sweep's record")
+    run_dir = open_run_folder(configure("resume=false"))
+    with sole_user(run_dir):
+        assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "launch.log"]
+
+
+def test_other_machines_may_continue(configure: Callable[..., Config]) -> None:
+    first = open_run_folder(configure())
+    assert open_run_folder(configure("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=gpu")) == first
+
+
+def test_a_folder_has_one_user_at_a_time(configure: Callable[..., Config]) -> None:
+    run_dir = open_run_folder(configure())
+    with sole_user(run_dir), pytest.raises(RunFolderError, match="in use by another process"), sole_user(run_dir):
+        pass
+    with sole_user(run_dir):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"name: [", b"\xff\xfe", b"just text", b""])
+def test_a_configuration_that_cannot_be_read_is_named(content: bytes, configure: Callable[..., Config]) -> None:
+    run_dir = open_run_folder(configure())
+    (run_dir / "config.yaml").write_bytes(content)
+    with pytest.raises(RunFolderError, match=r"config\.yaml (cannot be read|is no configuration)"):
+        open_run_folder(configure())
