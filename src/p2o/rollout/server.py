@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -271,10 +272,8 @@ class VllmServerEngine:
     async def _leave(self) -> None:
         for server in self._servers:
             if self._adapter is not None and server.url in self._mismatches:
-                try:
+                with suppress(EngineError):
                     await server.unload(self._adapter.name)
-                except (ServerFailedError, EngineError) as error:
-                    log.warning("%s keeps the adapter %s: %s", server.url, self._adapter.name, error)
             await server.close()
 
     def _drop(self, server: Server, error: Exception) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class Server:
         try:
             await self._call("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         except EngineError as error:
+            if "already been loaded" in str(error):  # the server is in the list under two addresses
+                return
             raise EngineError(
                 f"{error}. It must be started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora and a "
                 f"--max-lora-rank of at least tuning.r, and see {folder.parent} under that path "
@@ -63,7 +66,9 @@ class Server:
             ) from None
 
     async def unload(self, name: str) -> None:
-        await self._call("POST", "/unload_lora_adapter", {"lora_name": name})
+        """Take an adapter from the server; one that it does not have any more does no harm."""
+        with suppress(ServerFailedError):
+            await self._call("POST", "/unload_lora_adapter", {"lora_name": name})
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The one choice of a completion: ``token_ids``, their ``logprobs``, ``finish_reason``, ``prompt_logprobs``."""
