@@ -32,11 +32,17 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "jsonl": schema.JsonlData,
         "latent_skill": schema.LatentSkillData,
     },
-    "rollout": {"hf": schema.HfRollout, "vllm": schema.VllmRollout, "vllm_server": schema.VllmServerRollout},
+    "rollout": {
+        "hf": schema.HfRollout,
+        "vllm": schema.VllmRollout,
+        "vllm_server": schema.VllmServerRollout,
+        "custom": schema.CustomRollout,
+    },
     "reflector": {
         "strategies": schema.StrategiesReflector,
         "openai": schema.OpenAIReflector,
         "reference": schema.ReferenceReflector,
+        "custom": schema.CustomReflector,
     },
 }
 """The nodes whose choices have fields of their own: ``conf/<node>/*.yaml`` name theirs as ``/schema/<node>/<kind>``."""

@@ -234,9 +234,18 @@ class VllmServerRollout(ProbedRollout):
 
 
 @dataclass(kw_only=True)
+class CustomRollout(RolloutConfig):
+    """An engine of one's own: ``factory`` is the dotted name of ``f(policy, config) -> RolloutEngine``."""
+
+    kind: str = "custom"
+    factory: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
 class PolicyConfig:
     loss: str = "grpo"
-    """grpo | dr_grpo | dapo: presets of the losses' parts, see p2o.policy.losses."""
+    """grpo | dr_grpo | dapo: presets of the losses' parts, or the dotted name of one's own, see p2o.policy.losses."""
     rollouts: int = 6
     """K, the size of a group."""
     questions_per_round: int = 8
@@ -330,6 +339,15 @@ class StrategiesReflector(ReflectorConfig):
 @dataclass(kw_only=True)
 class ReferenceReflector(ReflectorConfig):
     kind: str = "reference"
+
+
+@dataclass(kw_only=True)
+class CustomReflector(ReflectorConfig):
+    """A reflector of one's own: ``factory`` is the dotted name of ``f(config, ledger) -> Reflector``."""
+
+    kind: str = "custom"
+    factory: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)

@@ -16,29 +16,16 @@ teach nothing are in no denominator: they are dropped before the forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from p2o.extensions import ExtensionError, load_object
+
 MAX_LOG_RATIO = 20.0
 """exp() of more overflows where a clipped maximum then multiplies infinity by zero."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """The parts of a loss that are no numbers."""
-
-    scale_by_std: bool
-    per_token: bool
-    """Denominator: tokens of the step; otherwise samples of the step times the longest possible completion."""
-
-
-PRESETS = {
-    "grpo": Preset(scale_by_std=True, per_token=True),
-    "dr_grpo": Preset(scale_by_std=False, per_token=False),
-    "dapo": Preset(scale_by_std=True, per_token=True),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +61,33 @@ def clipped_losses(
         loss = torch.where(beyond, ceiling, loss)
         clipped = clipped | beyond
     return TokenLosses(loss, ratio.detach(), clipped.detach())
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """The parts of a loss that are no numbers."""
+
+    scale_by_std: bool
+    per_token: bool
+    """Denominator: tokens of the step; otherwise samples of the step times the longest possible completion."""
+    losses: Callable[..., TokenLosses] = clipped_losses
+    """With the signature of :func:`clipped_losses`."""
+
+
+PRESETS = {
+    "grpo": Preset(scale_by_std=True, per_token=True),
+    "dr_grpo": Preset(scale_by_std=False, per_token=False),
+    "dapo": Preset(scale_by_std=True, per_token=True),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of ``policy.loss``: one of :data:`PRESETS`, or the :class:`Preset` that a dotted name stands for."""
+    if name in PRESETS:
+        return PRESETS[name]
+    if "." not in name:
+        raise ValueError(f"policy.loss={name}: choose one of {', '.join(PRESETS)}, or give a dotted name")
+    found = load_object(name, "policy.loss")
+    if not isinstance(found, Preset):
+        raise ExtensionError(f"policy.loss={name} is a {type(found).__name__}, not a p2o.policy.losses.Preset")
+    return found

@@ -15,7 +15,7 @@ from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.advantages import GroupAdvantages, Signal, group_advantages
 from p2o.policy.distillation import training_prompt
 from p2o.policy.layout import Sample
-from p2o.policy.losses import PRESETS
+from p2o.policy.losses import preset
 from p2o.types import Group, derive_seed
 
 
@@ -61,9 +61,7 @@ def training_sets(
 
 def advantages_of(group: Group, config: PolicyConfig) -> GroupAdvantages:
     """The advantages of a group's rollouts under ``policy.loss`` and ``policy.baseline``, and what it teaches."""
-    if config.loss not in PRESETS:
-        raise ValueError(f"policy.loss={config.loss}: choose one of {', '.join(PRESETS)}")
-    return group_advantages(group, scale_by_std=PRESETS[config.loss].scale_by_std, baseline=config.baseline)
+    return group_advantages(group, scale_by_std=preset(config.loss).scale_by_std, baseline=config.baseline)
 
 
 def _training_set(live: Sequence[tuple[Group, GroupAdvantages]], distillation: DistillationConfig) -> TrainingSet:

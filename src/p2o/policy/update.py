@@ -29,7 +29,7 @@ from p2o.policy.attention import build_blocks
 from p2o.policy.distillation import kept_tokens, old_logprobs
 from p2o.policy.head import token_logprobs
 from p2o.policy.layout import MicroBatch, micro_batches
-from p2o.policy.losses import PRESETS, clipped_losses
+from p2o.policy.losses import preset
 from p2o.policy.memory import TokenBudget, must_fit
 from p2o.policy.mismatch import OFF, Truncation, importance_weights
 from p2o.policy.model import Policy
@@ -53,7 +53,7 @@ class _Objective:
     truncation: Truncation
 
     def denominator(self, sums: Sums) -> float:
-        if not PRESETS[self.config.loss].per_token:
+        if not preset(self.config.loss).per_token:
             return sums.samples * self.max_new_tokens
         return sums.kept if self.distillation.mask_denominator == "kept" else sums.tokens
 
@@ -226,7 +226,7 @@ def _loss(
     kept_N = kept_tokens(
         distillation.kind, policy_N, engine_N, templated_N, low=distillation.low, high=distillation.high
     )
-    losses = clipped_losses(
+    losses = preset(config.loss).losses(
         new_N,
         old_logprobs(distillation.kind, policy_N, engine_N, templated_N),
         training_set.advantages[batch.samples].to(device),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from p2o.config.evaluation import EvaluateConfig
-from p2o.config.schema import Config, HfRollout, VllmRollout, VllmServerRollout
+from p2o.config.schema import Config, CustomRollout, HfRollout, VllmRollout, VllmServerRollout
+from p2o.extensions import load_object
 from p2o.policy.model import Policy
 from p2o.rollout.engine import RolloutEngine
 
@@ -26,4 +27,6 @@ def build_engine(config: Config | EvaluateConfig, policy: Policy) -> RolloutEngi
         from p2o.rollout.server import VllmServerEngine
 
         return VllmServerEngine(policy, rollout)
+    if isinstance(rollout, CustomRollout):
+        return load_object(rollout.factory, "rollout.factory")(policy, rollout)
     raise ValueError(f"rollout.kind={rollout.kind}: choose hf, vllm or vllm_server")

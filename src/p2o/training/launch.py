@@ -8,6 +8,7 @@ import sys
 from p2o.config.schema import Config
 from p2o.evolution.journal import JournalError
 from p2o.evolution.reflectors import ReflectorError
+from p2o.extensions import ExtensionError
 from p2o.planning import make_plan, render
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
@@ -21,7 +22,16 @@ from p2o.training.fit import train
 from p2o.training.run_folder import RunFolderError
 from p2o.training.stop import Stop, Stopped
 
-INPUT_ERRORS = (RunFolderError, CheckpointError, JournalError, DataError, ModelError, RewardError, ReflectorError)
+INPUT_ERRORS = (
+    RunFolderError,
+    CheckpointError,
+    JournalError,
+    DataError,
+    ModelError,
+    RewardError,
+    ReflectorError,
+    ExtensionError,
+)
 STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
 """Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

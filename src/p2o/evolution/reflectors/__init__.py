@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from p2o.config.schema import GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
+from p2o.config.schema import CustomReflector, GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
 from p2o.evolution.reflectors import openai, strategies
 from p2o.evolution.reflectors.base import Feedback, Reflection, ReflectionJob, Reflector, ReflectorError
 from p2o.evolution.reflectors.reference import Complete, ReferenceReflector
+from p2o.extensions import load_object
 from p2o.rollout.ledger import Ledger
 
 __all__ = ["Feedback", "Reflection", "ReflectionJob", "Reflector", "ReflectorError", "build_reflector"]
@@ -30,6 +31,8 @@ def build_reflector(
     if gepa.variant != "self_ref":
         if isinstance(config, StrategiesReflector):
             return strategies.StrategiesReflector(strategies.Library.load(config.library), ledger)
+        if isinstance(config, CustomReflector):
+            return load_object(config.factory, "reflector.factory")(config, ledger)
         if isinstance(config, OpenAIReflector):
             return openai.OpenAIReflector(
                 config, max_template_tokens=gepa.max_template_tokens, count_tokens=count_tokens, ledger=ledger

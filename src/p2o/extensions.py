@@ -1,0 +1,21 @@
+"""Parts that a user brings: a dotted name in the configuration, an object of an importable module here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+class ExtensionError(ValueError):
+    """What a dotted name of the configuration stands for is not there."""
+
+
+def load_object(name: str, key: str) -> Any:
+    """The object ``package.module.name``. Raises :class:`ExtensionError` naming ``key`` where there is none."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ExtensionError(
+            f"{key}={name}: {error}; give module.name of a module that can be imported (PYTHONPATH)"
+        ) from error
