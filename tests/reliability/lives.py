@@ -25,7 +25,14 @@ JOB = (
 def environment() -> dict[str, str]:
     """One thread, since a process with more cannot be forked; the reward function's folder on the path."""
     path = os.pathsep.join([str(HERE.parent / "end_to_end"), str(HERE)])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TEACHER_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": path,
+        "TEACHER_KEY": KEY,
+        "NO_PROXY": "127.0.0.1",
+    }
 
 
 @dataclass

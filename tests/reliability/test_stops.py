@@ -77,12 +77,12 @@ def test_the_command_itself_ends_with_143_and_keeps_others_out(driver: Driver, t
 
 def test_other_threads_may_go_on_and_the_run_says_what_that_means(driver: Driver, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert driver.live(run_dir, strike="a micro-batch", step=1).code == -9
-    life = driver.live(run_dir, "trainer.threads=2")
+    assert driver.live(run_dir, "trainer.threads=2", strike="a micro-batch", step=0).code == -9
+    life = driver.live(run_dir)
     assert life.code == 0
     log = (run_dir / "log.txt").read_text()
-    assert "the run goes on with other means (threads 1 → 2): its bits may differ" in log
-    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.means["threads"] == "2"
+    assert "the run goes on with other means (threads 2 → 1): its bits may differ" in log
+    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.means["threads"] == "1"
 
 
 def test_a_signal_waits_for_what_is_deferred() -> None:
