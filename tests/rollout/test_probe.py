@@ -36,6 +36,14 @@ def test_an_engine_that_agrees_passes(probe: Probe, right: Scores) -> None:
     assert probe.check(right, tolerance=1e-4) < 1e-5
 
 
+def test_what_the_engine_drew_is_scored_in_place_of_the_text(probe: Probe, right: Scores) -> None:
+    plain_T = probe._trainer(DRAWN, 1.0)[len(probe.tokens) - 1 :]
+    drawn = replace(right, scored=tuple(plain_T.tolist()), continued=DRAWN)
+    assert probe.check(drawn, tolerance=1e-4) < 1e-5
+    with pytest.raises(ProbeError, match=r"rollout\.probe_tolerance"):
+        probe.check(replace(drawn, scored=tuple((plain_T + 0.2).tolist())), tolerance=0.15)
+
+
 @pytest.mark.parametrize("off", [0.2, float("nan")])
 def test_other_weights_are_found(off: float, probe: Probe, right: Scores) -> None:
     other = replace(right, scored=tuple(x + off for x in right.scored))

@@ -22,6 +22,9 @@ TEXT = (
 DRAWN = 8
 """Tokens that the engine draws behind the text."""
 
+CONTINUED = 48
+"""Tokens that it draws at temperature 1 in place of scoring the text."""
+
 TEMPERATURE = 0.6
 """Of the drawn tokens: what it does to the log-probs must be seen, so it is not 1."""
 
@@ -34,11 +37,14 @@ class ProbeError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """An engine's answer: log-probs of the probe's tokens from the second on (temperature 1), and what it drew."""
+    """An engine's answer: log-probs at temperature 1, and what it drew at ``TEMPERATURE``."""
 
     scored: tuple[float, ...]
+    """Of the probe's tokens from the second on, or where there is ``continued`` of that."""
     drawn: tuple[int, ...]
     drawn_logprobs: tuple[float, ...]
+    continued: tuple[int, ...] = ()
+    """What the engine drew behind the text at temperature 1, where it is not asked to score the text itself."""
 
 
 class Probe:
@@ -55,8 +61,8 @@ class Probe:
         those before the temperature than to those after it.
         """
         first = len(self.tokens) - 1
-        plain_N, entries = self._trainer(scores.drawn, 1.0), torch.tensor(scores.scored)
-        mismatch = float((plain_N[:first] - entries).abs().mean())
+        text_N = self._trainer(scores.continued, 1.0)[first if scores.continued else 0 :]
+        mismatch = float((text_N - torch.tensor(scores.scored)).abs().mean())
         if not mismatch <= tolerance:
             raise ProbeError(
                 f"the engine's log-probs of the probe text differ from the trainer's by {mismatch:.3f} in the mean, "
@@ -65,7 +71,7 @@ class Probe:
                 "arithmetic explains the difference (model.dtype, quantisation)"
             )
         drawn_N = torch.tensor(scores.drawn_logprobs)
-        before = float((plain_N[first:] - drawn_N).abs().mean())
+        before = float((self._trainer(scores.drawn, 1.0)[first:] - drawn_N).abs().mean())
         after = float((self._trainer(scores.drawn, TEMPERATURE)[first:] - drawn_N).abs().mean())
         if not after <= before:
             raise ProbeError(

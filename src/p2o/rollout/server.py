@@ -26,7 +26,7 @@ from p2o.config.schema import VllmServerRollout
 from p2o.policy.model import Policy
 from p2o.rollout.engine import EngineError, OnFinish, StalePolicyError
 from p2o.rollout.hf import stop_token_ids
-from p2o.rollout.probe import DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
+from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
 from p2o.rollout.server_client import START, Server, ServerFailedError
 from p2o.types import Generation, Prompt, SamplingParams
 
@@ -34,8 +34,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UNCUT = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-"""Said with every request: a server would otherwise take these from the model's generation config."""
+FIXED = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logprobs": 0,
+    "return_token_ids": True,
+}
+"""Said with every request: a server would otherwise take what cuts or bends the distribution from the model's
+generation config. ``logprobs=0`` asks for those of the drawn tokens alone."""
 
 
 class VllmServerEngine:
@@ -222,28 +231,19 @@ class VllmServerEngine:
         return True
 
     async def _check(self, server: Server, name: str) -> None:
-        """The probe; the trainer's side of it runs here, while the main thread waits."""
-        choice = await server.complete(
-            {
-                **UNCUT,
-                "model": name,
-                "prompt": list(self.probe.tokens),
-                "max_tokens": DRAWN,
-                "temperature": TEMPERATURE,
-                "top_p": 1.0,
-                "seed": SEED,
-                "ignore_eos": True,
-                "logprobs": 0,
-                "prompt_logprobs": 0,
-                "return_token_ids": True,
-            }
-        )
-        try:
-            entries = zip(self.probe.tokens[1:], choice["prompt_logprobs"][1:], strict=True)
-            scored = tuple(entry[str(token)]["logprob"] for token, entry in entries)
-        except (KeyError, TypeError, ValueError):
-            raise ServerFailedError("sent no log-probs of the prompt") from None
-        scores = Scores(scored, tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
+        """The probe; the trainer's side of it runs here, while the main thread waits.
+
+        The server draws and is not asked to score the text: vLLM 0.32 on a CPU dies of log-probs of a prompt under an
+        adapter while it has other requests, and those may be another run's.
+        """
+
+        async def draw(temperature: float, count: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+            body = {"model": name, "prompt": list(self.probe.tokens), "temperature": temperature, "max_tokens": count}
+            choice = await server.complete({**FIXED, **body, "top_p": 1.0, "seed": SEED, "ignore_eos": True})
+            return tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"])
+
+        continued, scored = await draw(1.0, CONTINUED)
+        scores = Scores(scored, *await draw(TEMPERATURE, DRAWN), continued)
         try:
             self._mismatches[server.url] = self.probe.check(scores, self.config.probe_tolerance)
         except ProbeError as error:
@@ -253,7 +253,7 @@ class VllmServerEngine:
         assert self._adapter is not None
         choice = await server.complete(
             {
-                **UNCUT,
+                **FIXED,
                 "model": server.base if reference else self._adapter.name,
                 "prompt": list(prompt.tokens),
                 "max_tokens": sampling.max_new_tokens,
@@ -261,8 +261,6 @@ class VllmServerEngine:
                 "top_p": sampling.top_p,
                 "seed": prompt.seed,
                 "stop_token_ids": sorted(stop_token_ids(self.policy)),
-                "logprobs": 0,
-                "return_token_ids": True,
             }
         )
         tokens = tuple(choice["token_ids"])

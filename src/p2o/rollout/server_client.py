@@ -71,7 +71,7 @@ class Server:
             await self._call("POST", "/unload_lora_adapter", {"lora_name": name})
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The one choice of a completion: ``token_ids``, their ``logprobs``, ``finish_reason``, ``prompt_logprobs``."""
+        """The one choice of a completion: ``token_ids``, their ``logprobs``, ``finish_reason``."""
         reply = await self._call("POST", "/completions", body)
         try:
             choice = reply["choices"][0]
