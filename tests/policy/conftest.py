@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,9 +31,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_policy(tiny_model: Path) -> Callable[..., Policy]:
     """``tiny_policy("lora" | "full")``: always the same weights."""
 
-    def build(kind: str = "lora") -> Policy:
+    def build(kind: str = "lora", **model: Any) -> Policy:
         tuning: TuningConfig = LoraTuning(r=4) if kind == "lora" else FullTuning()
-        policy = load_policy(RandomModel(path=str(tiny_model), dtype="float32"), tuning, seed=0)
+        policy = load_policy(RandomModel(path=str(tiny_model), dtype="float32", **model), tuning, seed=0)
         draw = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for p in policy.trainable.values():

@@ -120,3 +120,16 @@ def test_refusals() -> None:
     for prompt, completion in (((), (1,)), ((1,), ())):
         with pytest.raises(ValueError, match="at least one prompt token and one completion token"):
             Sample(prompt, completion)
+
+
+def test_rows_are_as_few_as_before_and_about_equal() -> None:
+    samples = [Sample((1, 2), tuple(range(10, 10 + n))) for n in (30, 20, 20, 10, 10, 10, 10, 9, 9)]
+    widths = [batch.input_ids.shape[1] for batch in micro_batches(samples, "packed", 100)]
+    assert sum(widths) == sum(len(s.prompt) + len(s.completion) - 1 for s in samples)
+    assert len(widths) == 2
+    assert max(widths) - min(widths) < 10, "first-fit alone makes 100 and 37"
+    (wide, narrow) = (
+        batch.input_ids.shape[1]
+        for batch in micro_batches([Sample((1,), (2,) * n) for n in (60, 40, 40, 30, 30)], "packed", 100)
+    )
+    assert (wide, narrow) == (100, 100), "dealt by size they would be 110 and 90, more than the budget"

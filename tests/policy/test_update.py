@@ -86,6 +86,20 @@ def test_full_tuning_too(layout: str, tiny_policy: Tiny) -> None:
     assert_same_gradients(run(policy, config, distillation)[0].gradients[0], expected.gradients)
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_checkpointed_layers_give_the_same_gradient_and_keep_less(tuning: str, tiny_policy: Tiny) -> None:
+    kept: dict[bool, int] = {}
+    gradients = {}
+    for checkpointed in (False, True):
+        policy = tiny_policy(tuning, gradient_checkpointing=checkpointed)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=sizes: (n.append(t.nbytes), t)[1], lambda t: t):
+            recorder, _ = run(policy, configured(layout="shared_prefix"), DistillationConfig(kind="replace"))
+        kept[checkpointed], gradients[checkpointed] = sum(sizes), recorder.gradients[0]
+    assert_same_gradients(gradients[True], gradients[False], tolerance=1e-6)
+    assert kept[True] < kept[False] / 2
+
+
 @pytest.mark.parametrize("kind", ["off", "importance", "mask"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_gradient_does_not_depend_on_how_the_batch_is_split(layout: str, kind: str, tiny_policy: Tiny) -> None:

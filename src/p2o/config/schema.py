@@ -21,6 +21,9 @@ class ModelConfig:
     dtype: str = "bfloat16"
     """Arithmetic of the forward pass: bfloat16 | float32. Trained weights are float32 either way."""
     attn_implementation: str = "sdpa"
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass and compute the layer anew there: a third more arithmetic,
+    a small part of the memory."""
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 

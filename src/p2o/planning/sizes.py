@@ -128,8 +128,11 @@ def _on_meta(config: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig)
 def _kept_per_token(config: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig) -> int:
     """Bytes that one token of a forward pass keeps, all layers together."""
     kept = {layers: _kept_of_layers(config, model, tuning, layers) for layers in (1, 2)}
+    text = config.get_text_config()
     layer = kept[2] - kept[1]
-    return round(kept[1] + (config.get_text_config().num_hidden_layers - 1) * layer)
+    if model.gradient_checkpointing:  # of all layers but the one that is computed anew, its input
+        layer = text.hidden_size * (DTYPES[model.dtype] if isinstance(tuning, LoraTuning) else torch.float32).itemsize
+    return round(kept[1] + (text.num_hidden_layers - 1) * layer)
 
 
 def _kept_of_layers(config: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig, layers: int) -> float:

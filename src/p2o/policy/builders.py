@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,9 +187,8 @@ def _make(config: Buildable) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def _origin(config: Buildable) -> dict[str, Any]:
     """The fields that decide what is built (not where it lies nor how it is used)."""
-    used = asdict(config)
-    for key in ("path", "revision", "dtype", "attn_implementation", "trust_remote_code", "chat_template_kwargs"):
-        del used[key]
+    of_every_model = {field.name for field in fields(ModelConfig)}
+    used = {key: value for key, value in asdict(config).items() if key not in of_every_model}
     if isinstance(config, LatentSkillModel):
         from p2o.tasks.latent_skill import RECIPE
 

@@ -176,6 +176,8 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
     if model.attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_ATTENTION)
+    if model.gradient_checkpointing:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
     module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
     policy = Policy(module, tokenizer, dtype, model)
     check_head(policy)
