@@ -204,7 +204,7 @@ def record_sizes(path: Path) -> None:
         learn(self, *args)
         status = Path("/proc/self/status").read_text()
         memory = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        children = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
         threads = int(status.partition("Threads:")[2].split()[0])
         row = [time.monotonic() - began, memory, len(os.listdir("/proc/self/fd")), threads, len(children)]
         with path.open("a") as file:
