@@ -2,8 +2,8 @@
 
 With folders of runs it first writes ``results.csv`` (a row a run) and ``epochs.csv`` (a row an epoch) from all runs
 below them that have ended; without, it goes by those files. Then it writes ``figures/*.svg`` and the table in
-``README.md`` between the lines ``<!-- table -->`` and ``<!-- end of table -->``. ``--axis`` names a configuration key that the study varies
-beside experiment and seed; the table is of its most frequent value, a figure of all.
+``README.md`` between the lines ``<!-- table -->`` and ``<!-- end of table -->``. ``--axis`` names a configuration key
+that the study varies beside experiment and seed; the table is of its most frequent value, a figure of all.
 
 Accuracies are on plain held-out questions. Tokens are those of both phases, validation excluded: every variant pays the
 same for it. Intervals are 95 % of Student's t over the seeds.

@@ -147,7 +147,8 @@ class ProcessLauncher(Launcher):
         flags = get_args_parser().parse_args(sys.argv[1:])
         threads = job.config.trainer.threads or max(1, (os.cpu_count() or 1) // self.jobs)
         # A sweep's file says MULTIRUN, and the job is composed from that file again.
-        arguments = [*job.overrides, f"run_dir={job.run_dir}", f"trainer.threads={threads}", "hydra.mode=RUN"]
+        run_dir = str(job.run_dir).replace("'", "\\'")  # quoted: folders are named by overrides, and hold = signs
+        arguments = [*job.overrides, f"run_dir='{run_dir}'", f"trainer.threads={threads}", "hydra.mode=RUN"]
         for option, value in (("--config-dir", flags.config_dir), ("--config-name", flags.config_name)):
             if value is not None:
                 arguments += [option, value]
