@@ -142,7 +142,11 @@ def _fill_padded(trees: list[_Tree], budget: int) -> list[list[list[_Tree]]]:
 
 
 def _fill_rows(trees: list[_Tree], budget: int) -> list[list[list[_Tree]]]:
-    """Batches of one row each, filled first-fit with ``trees``, which come largest first."""
+    """Batches of one row each, as few as first-fit makes of ``trees``, which come largest first.
+
+    Dealt to that many rows by size, trees usually make rows of about equal size; the largest row decides how much
+    memory a step takes.
+    """
     rows: list[list[_Tree]] = []
     free: list[int] = []
     for tree in trees:
@@ -153,7 +157,13 @@ def _fill_rows(trees: list[_Tree], budget: int) -> list[list[list[_Tree]]]:
         else:
             rows[place].append(tree)
             free[place] -= tree.size
-    return [[row] for row in rows]
+    even: list[list[_Tree]] = [[] for _ in rows]
+    sizes = [0] * len(rows)
+    for tree in trees:
+        place = sizes.index(min(sizes))
+        even[place].append(tree)
+        sizes[place] += tree.size
+    return [[row] for row in (even if max(sizes, default=0) < budget - min(free, default=0) else rows)]
 
 
 def _micro_batch(rows: list[list[_Tree]], offsets: list[int], pad_id: int) -> MicroBatch:

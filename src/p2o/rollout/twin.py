@@ -63,9 +63,10 @@ class _Joint(nn.Module):
         self.adapter = True
         self.sizes = [len(p.weight) for p in parts]
         downs = [p.down for p in parts if p.down is not None]
-        self.down = torch.cat(downs).to(dtype) if downs else None
+        self.rank = sum(map(len, downs))
+        self.down = _Product(torch.cat(downs).to(dtype), None) if downs else None
         width = parts[0].weight.shape[1]
-        weight = parts[0].weight.new_zeros(sum(self.sizes), width + sum(map(len, downs)), dtype=dtype)
+        weight = parts[0].weight.new_zeros(sum(self.sizes), width + self.rank, dtype=dtype)
         row, column = 0, width
         for part in parts:
             rows = slice(row, row := row + len(part.weight))
@@ -73,20 +74,28 @@ class _Joint(nn.Module):
             if part.up is not None:
                 weight[rows, column : (column := column + part.up.shape[1])] = part.up
         biases = [p.bias if p.bias is not None else p.weight.new_zeros(len(p.weight)) for p in parts]
-        self.bias = torch.cat(biases).to(dtype) if any(p.bias is not None for p in parts) else None
-        self.packed = _can_pack(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packed else weight
+        bias = torch.cat(biases).to(dtype) if any(p.bias is not None for p in parts) else None
+        self.product = _Product(weight, bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         x = x.to(self.dtype)
         if self.down is not None:
-            rank = len(self.down)
-            x = torch.cat((x, F.linear(x, self.down)), -1) if self.adapter else F.pad(x, (0, rank))
+            x = torch.cat((x, self.down(x)), -1) if self.adapter else F.pad(x, (0, self.rank))
+        return self.product(x).split(self.sizes, -1)
+
+
+class _Product:
+    """x Wᵀ + b with the weight [N, K] in the layout that is fastest where it lies."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.bias = bias
+        self.packed = _can_pack(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS) if self.packed else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
-            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        else:
-            y = F.linear(x, self.weight, self.bias)
-        return y.split(self.sizes, -1)
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
 
 
 def _can_pack(weight: Tensor) -> bool:
