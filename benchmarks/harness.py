@@ -120,7 +120,8 @@ class _Process:
 def measure(row: Row, *, threads: int, realtime: bool = False) -> list[Result]:
     """The row's contestants in turn, in the order given.
 
-    A row whose slowest contestant takes more than :data:`LONG_S` is measured :data:`LONG_RUNS` times.
+    A row whose slowest contestant takes more than :data:`LONG_S` is measured :data:`LONG_RUNS` times, the first of them
+    being what warms up the others.
     """
     with ExitStack() as stack:
         processes = []
@@ -128,17 +129,15 @@ def measure(row: Row, *, threads: int, realtime: bool = False) -> list[Result]:
             log = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             processes.append(_Process(contestant, log, threads, realtime))
             stack.callback(processes[-1].close)
-        if row.warm_up:
-            for process in processes:
-                process.run()
+        first = [process.run() for process in processes] if row.warm_up else []
         runs = row.runs
-        done = 0
-        while done < runs:
+        if any(figures["seconds"] > LONG_S for figures in first):
+            runs = min(runs, LONG_RUNS)
+            for process, figures in zip(processes, first, strict=True):
+                process.runs.append(figures)
+        while len(processes[0].runs) < runs:
             for process in processes:
                 process.runs.append(process.run())
-            done += 1
-            if any(process.runs[-1]["seconds"] > LONG_S for process in processes):
-                runs = min(runs, LONG_RUNS)
         return [Result(process.contestant, process.runs) for process in processes]
 
 
