@@ -15,8 +15,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
+ROOT = Path(__file__).parents[1]
+"""Where the package ``benchmarks`` can be imported."""
 LONG_S = 30.0
 """Work that takes longer is measured fewer times."""
 LONG_RUNS = 3
@@ -85,6 +88,7 @@ class _Process:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
         )
         self.runs: list[dict[str, float]] = []
