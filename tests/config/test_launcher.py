@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,6 +24,8 @@ defaults:
   - config
   - _self_
   - override debug: tiny
+trainer:
+  threads: 1
 hydra:
   mode: MULTIRUN
   sweep:
@@ -41,7 +42,7 @@ hydra:
 
 
 def _until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not true():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
@@ -59,6 +60,7 @@ def _writers(log: Path) -> list[str]:
     return found
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="jobs end with their launcher by a call that Linux has")
 def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -70,14 +72,15 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     def run_dir(architecture: str, seed: int) -> Path:
         return tmp_path / "runs" / "grpo" / f"model.architecture={architecture},trainer.epochs=1" / f"seed-{seed}"
 
-    killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _until(lambda: _writers(run_dir("llama", 1) / "launch.log"))
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as killed:
+        try:
+            _until(lambda: _writers(run_dir("llama", 1) / "launch.log"))
+        finally:
+            killed.kill()
     _until(lambda: not _writers(run_dir("llama", 1) / "launch.log"))
     done = (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns
 
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert again.returncode != 0, "a sweep with failed jobs says so"
     assert (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns == done, "what is complete is not run again"
     with (tmp_path / "runs" / "results.csv").open(encoding="utf-8", newline="") as file:
