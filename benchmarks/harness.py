@@ -92,6 +92,8 @@ class _Process:
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
         )
         self.runs: list[dict[str, float]] = []
+
+    def wait_until_loaded(self) -> None:
         self._read()
 
     def run(self) -> dict[str, float]:
@@ -133,6 +135,8 @@ def measure(row: Row, *, threads: int, realtime: bool = False) -> list[Result]:
             log = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             processes.append(_Process(contestant, log, threads, realtime))
             stack.callback(processes[-1].close)
+        for process in processes:
+            process.wait_until_loaded()
         first = [process.run() for process in processes] if row.warm_up else []
         runs = row.runs
         if any(figures["seconds"] > LONG_S for figures in first):

@@ -11,7 +11,6 @@ from benchmarks.stopwatch import Stopwatch
 def sleeper(watch: Stopwatch, name: str, seconds: float, mib: int, diary: str) -> None:
     """Notes each turn in ``diary``; what it prints may not disturb the harness."""
     loaded = bytearray(32 * 2**20)
-    time.sleep(1.0)
     while True:
         watch.begin()
         print("noise")

@@ -21,9 +21,10 @@ def test_contestants_take_turns_and_are_measured(tmp_path: Path) -> None:
     ours, theirs = measure(row, threads=1)
     assert diary.read_text() == "AB" * 4, "a turn to warm up, then three"
     assert len(ours.runs) == len(theirs.runs) == 3
-    assert 0.05 <= ours.median("seconds") < 1.0, "the second of preparation is not measured"
-    assert 0.15 <= theirs.median("seconds") < 1.0
-    assert theirs.median("added_mib") - ours.median("added_mib") == pytest.approx(64, abs=8)
+    assert min(run["seconds"] for run in ours.runs) >= 0.05
+    assert min(run["seconds"] for run in theirs.runs) >= 0.15
+    assert ours.median("added_mib") == pytest.approx(8, abs=4), "without the 32 MiB that it loaded"
+    assert theirs.median("added_mib") == pytest.approx(72, abs=4)
 
 
 def test_long_work_is_measured_fewer_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
