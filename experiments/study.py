@@ -31,6 +31,8 @@ RESULTS = (
 EPOCHS = ("variant", "seed", "epoch", "tokens", "val_accuracy", "hard", "covered", "plain_pass_at_1")
 PAID = ("policy", "evolution", "reflection")
 """Phases whose cost is counted."""
+FEWEST_SEEDS = 3
+"""Below it the table shows no interval: that of two seeds is wider than the scale."""
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 Row = Mapping[str, str]
@@ -152,7 +154,8 @@ def insert_table(readme: Path, rows: Sequence[Row]) -> None:
     ]
     for name in variants(rows):
         final = of(rows, name, "val_accuracy_final")
-        half = "–" if final.half_width is None else f"± {final.half_width:.3f}"
+        few = final.half_width is None or sum(row["variant"] == name for row in rows) < FEWEST_SEEDS
+        half = "–" if few else f"± {final.half_width:.3f}"
         means = [of(rows, name, column).mean for column in ("generated_tokens", "trained_tokens", "seconds")]
         lines.append(
             f"| {name} | {sum(row['variant'] == name for row in rows)} "
