@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
@@ -32,7 +33,7 @@ EPOCHS = ("variant", "seed", "epoch", "tokens", "val_accuracy", "hard", "covered
 PAID = ("policy", "evolution", "reflection")
 """Phases whose cost is counted."""
 FEWEST_SEEDS = 3
-"""Below it the table shows no interval: that of two seeds is wider than the scale."""
+"""Below it no interval is shown: that of two seeds is wider than the scale."""
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 Row = Mapping[str, str]
@@ -140,7 +141,9 @@ def variants(rows: Iterable[Row]) -> list[str]:
 
 
 def of(rows: Iterable[Row], variant: str, column: str) -> Estimate:
-    return estimate([float(row[column]) for row in rows if row["variant"] == variant])
+    """Over the variant's seeds; without an interval where they are fewer than :data:`FEWEST_SEEDS`."""
+    values = [float(row[column]) for row in rows if row["variant"] == variant]
+    return estimate(values) if len(values) >= FEWEST_SEEDS else Estimate(fmean(values))
 
 
 # ---------------------------------------------------------------------------------------------------- table and figures
@@ -154,8 +157,7 @@ def insert_table(readme: Path, rows: Sequence[Row]) -> None:
     ]
     for name in variants(rows):
         final = of(rows, name, "val_accuracy_final")
-        few = final.half_width is None or sum(row["variant"] == name for row in rows) < FEWEST_SEEDS
-        half = "–" if few else f"± {final.half_width:.3f}"
+        half = "–" if final.half_width is None else f"± {final.half_width:.3f}"
         means = [of(rows, name, column).mean for column in ("generated_tokens", "trained_tokens", "seconds")]
         lines.append(
             f"| {name} | {sum(row['variant'] == name for row in rows)} "
