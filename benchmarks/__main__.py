@@ -41,6 +41,7 @@ def main() -> None:
             measured.append((row, measure(row, threads=options.threads, realtime=options.realtime)))
         except BenchmarkError as error:
             print(f"{row.name}: {error}", file=sys.stderr)
+            continue
         if options.json:
             _append(options.json, measured[-1:])
     print(f"{_machine(options.threads)}\n\n{table(measured)}")
