@@ -122,6 +122,7 @@ class P2OModule(LightningModule):
         state = self.state
         self.sampler.engine.sleep()
         metrics, update_s = _timed(lambda: self.update_policy(groups))
+        state.ledger.add(Phase.POLICY, seconds=update_s)
         state.policy_version += 1
         self.sampler.engine.sync(state.policy_version)
         for group in groups:
