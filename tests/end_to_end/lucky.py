@@ -1,4 +1,4 @@
-"""A reward that a random model can earn: the answer's checksum decides, so a quarter of all answers is right."""
+"""A reward that a random model can earn: the answer's checksum decides, so a third of all answers are right."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from p2o.types import Problem
 
 
 def score(prediction: str, problem: Problem) -> float:
-    return float(zlib.crc32(f"{problem.id}{prediction}".encode()) % 4 == 0)
+    return float(zlib.crc32(f"{problem.id}{prediction}".encode()) % 3 == 0)
