@@ -1,9 +1,10 @@
 """A study's table and figures: ``python experiments/study.py FOLDER [RUNS ...] [--axis KEY]``.
 
-With folders of runs it first writes ``results.csv`` (a row a run) and ``epochs.csv`` (a row an epoch) from all runs
-below them that have ended; without, it goes by those files. Then it writes ``figures/*.svg`` and the table in
-``README.md`` between the lines ``<!-- table -->`` and ``<!-- end of table -->``. ``--axis`` names a configuration key
-that the study varies beside experiment and seed; the table is of its most frequent value, a figure of all.
+With folders of runs it first takes all runs below them that have ended into ``results.csv`` (a row a run) and
+``epochs.csv`` (a row an epoch), where rows of other runs stay; without, it goes by those files. Then it writes
+``figures/*.svg`` and the table in ``README.md`` between the lines ``<!-- table -->`` and ``<!-- end of table -->``.
+``--axis`` names a configuration key that the study varies beside experiment and seed; the table is of its most frequent
+value, a figure of all.
 
 Accuracies are on plain held-out questions. Tokens are those of both phases, validation excluded: every variant pays the
 same for it. Intervals are 95 % of Student's t over the seeds.
@@ -73,16 +74,23 @@ def main() -> None:
 
 
 def collect(folder: Path, roots: Sequence[Path], axis: str | None) -> None:
-    """Write ``results.csv`` and ``epochs.csv`` from every run below ``roots`` that has ended."""
+    """Bring every run below ``roots`` that has ended into ``results.csv`` and ``epochs.csv``."""
     runs = [load_run(path.parent) for root in roots for path in sorted(root.rglob("summary.json"))]
-    ended = sorted((run for run in runs if run.summary["status"] != "running"), key=lambda run: key(run, axis))
+    ended = [run for run in runs if run.summary["status"] != "running"]
     extra = (axis,) if axis else ()
-    write(folder / "results.csv", (*RESULTS, *extra), (result_row(run, axis) for run in ended))
-    write(folder / "epochs.csv", (*EPOCHS, *extra), (row for run in ended for row in epoch_rows(run, axis)))
+    replace_rows(folder / "results.csv", (*RESULTS, *extra), [result_row(run, axis) for run in ended], axis)
+    replace_rows(folder / "epochs.csv", (*EPOCHS, *extra), [r for run in ended for r in epoch_rows(run, axis)], axis)
 
 
-def key(run: Run, axis: str | None) -> tuple[Any, ...]:
-    return run.config.get(axis) if axis else 0, run.summary["experiment"], run.seed
+def replace_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], axis: str | None) -> None:
+    """Write ``rows``, and of the file's own those that are of other runs, in order."""
+
+    def run(row: Mapping[str, Any]) -> tuple[float, str, int]:
+        return float(row[axis]) if axis else 0.0, row["variant"], int(row["seed"])
+
+    new = {run(row) for row in rows}
+    others = [row for row in read(path) if run(row) not in new] if path.exists() else []
+    write(path, columns, sorted([*others, *rows], key=lambda row: (run(row), int(row.get("epoch", 0)))))
 
 
 def result_row(run: Run, axis: str | None) -> dict[str, Any]:
