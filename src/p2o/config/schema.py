@@ -392,8 +392,7 @@ class TrainerConfig:
     rounds_per_epoch: int | None = None
     """null = every training question once an epoch."""
     accelerator: str = "cpu"
-    devices: int = 1
-    strategy: str = "auto"
+    """cpu | gpu: one device trains; docs/rollout.md says how several generate."""
     threads: int | None = None
     """torch threads; null = the processors of the machine."""
     checkpoint_every: int = 1

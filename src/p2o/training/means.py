@@ -19,8 +19,6 @@ def means_of(config: Config) -> dict[str, str]:
     return {
         "threads": str(torch.get_num_threads()),
         "accelerator": config.trainer.accelerator,
-        "devices": str(config.trainer.devices),
-        "strategy": config.trainer.strategy,
         "machine": platform.machine(),
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
     }

@@ -21,7 +21,7 @@ from p2o.reporting.runs import flat
 NOT_OF_THE_RUN = frozenset(
     {
         *("run_dir", "resume", "plan", "policy.max_skipped_steps"),
-        *(f"trainer.{key}" for key in ("progress", "threads", "accelerator", "devices", "strategy")),
+        *(f"trainer.{key}" for key in ("progress", "threads", "accelerator")),
         # of an evaluation: what is counted from its answers, and how it is shown
         *("compare", "pass_at", "confidence", "resamples", "progress", "threads"),
     }
