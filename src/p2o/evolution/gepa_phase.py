@@ -89,6 +89,11 @@ def metric_call_budget(candidates: int, dev_size: int) -> int:
     return dev_size + 5 * candidates + FULL_MINIBATCH * trials + full_evaluations * dev_size
 
 
+def budget_of(config: GepaConfig, dev_size: int) -> int:
+    """Metric calls of an evolution: those configured, or the published budget."""
+    return metric_call_budget(config.candidates, dev_size) if config.metric_calls is None else config.metric_calls
+
+
 def split(hard: Sequence[Problem], dev_size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
     """(train, dev): dev is a random ``dev_size`` of the hard questions, at most half, whatever their order was."""
     shuffled = random.Random(derive_seed(seed, "split")).sample(sorted(hard, key=lambda p: p.id), len(hard))
@@ -123,9 +128,7 @@ def evolve(
     train, dev = split(hard, config.dev_size, derive_seed(seed, epoch))
     if not dev:
         return _too_few(hard)
-    budget = config.metric_calls
-    if budget is None:
-        budget = metric_call_budget(config.candidates, len(dev))
+    budget = budget_of(config, len(dev))
     seed = derive_seed(seed, epoch, "evolve")
     _drop_pickles(run_dir)
     journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())
@@ -139,14 +142,7 @@ def evolve(
     reflection = TemplateReflection(reflector, journal, judge, warm=warm_start, seed=seed)
     watch = Watch(config, budget, reflection, progress)
     valset = Questions("dev", dev)
-    log.info(
-        "evolution: %d train and %d dev questions, %d metric calls, room for %d to %d proposals",
-        len(train),
-        len(dev),
-        budget,
-        max(0, budget - len(dev)) // (2 * config.minibatch + len(dev)),
-        max(0, budget - len(dev)) // config.minibatch,
-    )
+    _announce(config, budget, train, dev)
     result = gepa.optimize(
         seed_candidate={COMPONENT: ""},
         trainset=Questions("train", train),
@@ -169,21 +165,37 @@ def evolve(
     )
     _drop_pickles(run_dir)
     pool = _pool(result, valset, config, epoch, reflection.warm)
-    best = find_dominator_programs(result.per_val_instance_best_candidates, result.val_aggregate_scores)
-    rejected = reflection.rejected + Counter(not_better=watch.not_better)
     return Evolution(
         pool=pool,
-        front=tuple(pool[i] for i in sorted(best) if pool[i].text and pool[i].covers),
+        front=_front(result, pool),
         dev_ids=tuple(problem.id for problem in dev),
         train_ids=tuple(problem.id for problem in train),
         metric_calls=result.total_metric_calls or 0,
         budget=budget,
         reflection_calls=reflection.asked,
-        rejected=dict(sorted(rejected.items())),
+        rejected=dict(sorted((reflection.rejected + Counter(not_better=watch.not_better)).items())),
         iterations=watch.iterations,
         stop_reason=watch.reason or "stop_file",
         failures=dict(sorted(reflection.failures.items())),
     )
+
+
+def _announce(config: GepaConfig, budget: int, train: Sequence[Problem], dev: Sequence[Problem]) -> None:
+    """The fewest proposals are those that are all accepted, and so scored on all of dev; the most, none of them."""
+    left = max(0, budget - len(dev))
+    log.info(
+        "evolution: %d train and %d dev questions, %d metric calls, room for %d to %d proposals",
+        len(train),
+        len(dev),
+        budget,
+        left // (2 * config.minibatch + len(dev)),
+        left // config.minibatch,
+    )
+
+
+def _front(result: GEPAResult, pool: Sequence[Template]) -> tuple[Template, ...]:
+    best = find_dominator_programs(result.per_val_instance_best_candidates, result.val_aggregate_scores)
+    return tuple(pool[i] for i in sorted(best) if pool[i].text and pool[i].covers)
 
 
 def _pool(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from p2o.config.schema import Config, StrategiesReflector
-from p2o.evolution.gepa_phase import metric_call_budget
+from p2o.evolution.gepa_phase import budget_of
 from p2o.training.data import num_rounds
 
 
@@ -120,7 +120,7 @@ def _prompt_phase(config: Config, answered: int) -> tuple[int, int, int]:
     dev = min(gepa.dev_size, answered // 2)
     if not dev:
         return 0, 0, 0
-    budget = gepa.metric_calls if gepa.metric_calls is not None else metric_call_budget(gepa.candidates, dev)
+    budget = budget_of(gepa, dev)
     width = max(gepa.parents, dev) if gepa.warm_start else gepa.parents
     iteration = width * (2 * gepa.minibatch + dev)
     calls = min(max(budget - 1, dev) + iteration, dev + gepa.max_iterations * iteration)
