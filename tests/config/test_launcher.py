@@ -81,7 +81,8 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     done = (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns
 
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
-    assert again.returncode != 0, "a sweep with failed jobs says so"
+    assert again.returncode == 1, "a sweep with failed jobs says so"
+    assert "Traceback" not in again.stderr
     assert (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns == done, "what is complete is not run again"
     with (tmp_path / "runs" / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
