@@ -93,6 +93,8 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     assert [line.split(" model")[0] for line in last[1::2]] == [
         f"failed: +experiment=grpo trainer.epochs=1 seed={s}" for s in (0, 1)
     ]
+    overrides = yaml.safe_load((run_dir("llama", 1) / "overrides.yaml").read_text())
+    assert {"+experiment=grpo", "seed=1", "model.architecture=llama"} <= set(overrides)
     assert "nonsense" in (run_dir("nonsense", 0) / "launch.log").read_text()
     assert "nonsense" not in (run_dir("llama", 0) / "launch.log").read_text()
 

@@ -41,8 +41,8 @@ STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def launch(config: Config) -> float | None:
-    """Train and say how it ended; with ``debug=plan`` only say what it would take.
+def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
+    """Train and say how it ended; with ``debug=plan`` only say what it would take. ``overrides`` are the command's.
 
     An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1; a
     signal ends it with 128 and the signal's number (143 for SIGTERM, 130 for Ctrl-C).
@@ -53,7 +53,7 @@ def launch(config: Config) -> float | None:
             print(render(make_plan(config)))
             return None
         with stop.on_signals():
-            result = train(config, stop)
+            result = train(config, stop, overrides)
     except INPUT_ERRORS as error:
         _exit(2, f"{type(error).__name__}: {error}")
     except STOPS as error:
