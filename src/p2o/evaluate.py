@@ -29,6 +29,7 @@ def main(composed: DictConfig) -> None:
     from p2o.evaluation.judge import evaluate
     from p2o.evaluation.results import RESULTS
     from p2o.evaluation.table import tables
+    from p2o.extensions import ExtensionError
     from p2o.policy.builders import ModelError
     from p2o.rewards import RewardError
     from p2o.rollout.engine import EngineError
@@ -37,7 +38,7 @@ def main(composed: DictConfig) -> None:
 
     try:
         results = evaluate(config)
-    except (DataError, EngineError, ModelError, RewardError, RunFolderError) as error:
+    except (DataError, EngineError, ExtensionError, ModelError, RewardError, RunFolderError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

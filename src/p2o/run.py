@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from p2o.config import ConfigError, load_config, register_schemas
@@ -25,7 +26,7 @@ def main(composed: DictConfig) -> float | None:
     # Heavy imports wait until the configuration is known to be good.
     from p2o.training.launch import launch
 
-    return launch(config)
+    return launch(config, list(HydraConfig.get().overrides.task))
 
 
 if __name__ == "__main__":

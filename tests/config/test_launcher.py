@@ -81,7 +81,8 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     done = (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns
 
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
-    assert again.returncode != 0, "a sweep with failed jobs says so"
+    assert again.returncode == 1, "a sweep with failed jobs says so"
+    assert "Traceback" not in again.stderr
     assert (run_dir("llama", 0) / "summary.json").stat().st_mtime_ns == done, "what is complete is not run again"
     with (tmp_path / "runs" / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -92,6 +93,8 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     assert [line.split(" model")[0] for line in last[1::2]] == [
         f"failed: +experiment=grpo trainer.epochs=1 seed={s}" for s in (0, 1)
     ]
+    overrides = yaml.safe_load((run_dir("llama", 1) / "overrides.yaml").read_text())
+    assert {"+experiment=grpo", "seed=1", "model.architecture=llama"} <= set(overrides)
     assert "nonsense" in (run_dir("nonsense", 0) / "launch.log").read_text()
     assert "nonsense" not in (run_dir("llama", 0) / "launch.log").read_text()
 

@@ -124,6 +124,11 @@ def test_studies_of_one_name_are_told_apart_by_what_differs(play_run: PlayRun) -
     groups = grouped(load_run(folder) for folder in folders)
     assert [group.label for group in groups] == ["grpo (policy.clip_high=0.2)", "grpo (policy.clip_high=0.3)"]
     assert differences(groups) == {"policy.clip_high": [0.2, 0.3]}
+    groups = grouped(load_run(folder) for folder in (folders[0], play_run("c", "+experiment=grpo", "tuning=full")))
+    assert "tuning.learning_rate" in differences(groups)
+    assert [group.label for group in groups] == ["grpo (tuning.kind=lora)", "grpo (tuning.kind=full)"], (
+        "one key is enough"
+    )
 
 
 def test_curves_average_the_seeds_where_all_of_them_have_a_value(play_run: PlayRun) -> None:
@@ -244,3 +249,12 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=str(tmp_path)):
         command.main([f"run_dir={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_axis_of_a_rate_ends_at_one_however_wide_its_interval_is() -> None:
+    lines = [Line("a", [Point(0, Estimate(0.8, 0.6)), Point(1, Estimate(0.9, 0.6))], 0)]
+    ends = [
+        re.findall(r'class="tick end"[^>]*>([^<]+)<', line_chart("a", "epoch", lines, most=most))[-1]
+        for most in (1.0, math.inf)
+    ]
+    assert ends == ["1", "1.5"]

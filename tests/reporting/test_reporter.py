@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from p2o.config import Config
 from p2o.reporting import json_lines
+from p2o.reporting.environment import record_overrides
 from p2o.reporting.reporter import Reporter, epoch_line
 from p2o.reporting.terminal import TERMINAL
 from p2o.training.run_folder import open_run_folder
@@ -154,6 +155,7 @@ def test_the_end_names_final_metrics_and_where_to_look(config: Config, state: Ru
     run = play(config, state)
     run.validation(0.05)
     run.epoch(evolve=True)
+    record_overrides(run.run_dir, ["+experiment=grpo", "seed=3", "tuning=full", "policy.rollouts=4", "run_dir=x"])
     with TERMINAL.capture() as captured:
         run.finish()
     said = captured.get()
@@ -169,6 +171,7 @@ def test_the_end_names_final_metrics_and_where_to_look(config: Config, state: Ru
     parameters = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
     assert parameters["Seed"].number_value == 3
     assert parameters["Experiment"].string_value == config.name
+    assert parameters["Overrides"].string_value == "policy.rollouts=4 tuning=full"
     assert parameters["resume"].string_value == "True"
     assert parameters["tuning.kind"].string_value == "lora"
     assert not any("run_dir" in name for name in parameters)

@@ -33,7 +33,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, open_dict, read_write
 
 from p2o.reporting.results import read_status, write_results
 
@@ -95,6 +95,8 @@ class ProcessLauncher(Launcher):
         jobs = [self._compose(initial_job_idx + i, overrides) for i, overrides in enumerate(job_overrides)]
         if len({job.run_dir for job in jobs}) < len(jobs):
             raise ValueError("two jobs of the sweep share a run_dir: do not set run_dir in a sweep")
+        if all(job.config.plan for job in jobs):
+            return self._plan(jobs)
         slots: SimpleQueue[int] = SimpleQueue()
         for slot in range(self.jobs):
             slots.put(slot)
@@ -124,19 +126,26 @@ class ProcessLauncher(Launcher):
         HydraConfig.instance().set_config(config)
         return Job(number, tuple(overrides), config, Path(config.run_dir))
 
+    def _plan(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
+        """``debug=plan``: the jobs are planned here, told as one table, and leave no folder."""
+        from p2o.training.launch import plan_jobs  # heavy, and of no use to a sweep that trains
+
+        plan_jobs([(filter_overrides(job.overrides), _own(job)) for job in jobs])
+        return [_returned(job) for job in jobs]
+
     def _run(self, job: Job, slot: int) -> JobReturn:
         """Run one job, or find that it has ended before. Whatever goes wrong is told in what it returns."""
         started = time.monotonic()
         name = " ".join(filter_overrides(job.overrides))
-        done = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=os.getcwd(), task_name="run")
-        done.status, done.return_value = JobStatus.COMPLETED, None
+        done = _returned(job)
         try:
             if read_status(job.run_dir) not in ENDED:
                 print(f"#{job.number} {name}", flush=True)
                 if (code := self._spawn(job, slot)) != 0:
                     raise RuntimeError(f"exit code {code}, see {job.run_dir / 'launch.log'}")
         except Exception as error:
-            done.status, done.return_value = JobStatus.FAILED, error
+            # Hydra raises what a failed job returns: a line and exit code 1, not a traceback through Hydra.
+            done.status, done.return_value = JobStatus.FAILED, SystemExit(str(error))
             print(f"#{job.number} {name}: failed ({error})", flush=True)
             return done
         print(f"#{job.number} {name}: complete ({time.monotonic() - started:.0f} s)", flush=True)
@@ -169,6 +178,22 @@ class ProcessLauncher(Launcher):
         finally:
             self._running -= 1
         return process.exitcode
+
+
+def _returned(job: Job) -> JobReturn:
+    """What Hydra is told of a job that has come to its end without an error."""
+    done = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=os.getcwd(), task_name="run")
+    done.status, done.return_value = JobStatus.COMPLETED, None
+    return done
+
+
+def _own(job: Job) -> DictConfig:
+    """A job's configuration without Hydra's, of which only the folder's name is needed."""
+    config = job.config.copy()
+    with read_write(config), open_dict(config):
+        config.run_dir = str(job.run_dir)
+        del config["hydra"]
+    return config
 
 
 def available_gib() -> float:

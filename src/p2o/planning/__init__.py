@@ -2,5 +2,6 @@
 
 from p2o.planning.plan import Plan, make_plan
 from p2o.planning.render import render
+from p2o.planning.sweep import Variant, render_sweep, variants
 
-__all__ = ["Plan", "make_plan", "render"]
+__all__ = ["Plan", "Variant", "make_plan", "render", "render_sweep", "variants"]

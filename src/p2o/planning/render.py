@@ -78,7 +78,7 @@ def _time(plan: Plan) -> Iterator[str]:
         return
     pace, seconds = plan.pace, plan.pace.seconds(plan.counts)
     yield ""
-    yield f"Time: about {_duration(seconds)} on this machine, where the hard sets are as large as they can be"
+    yield f"Time: about {duration(seconds)} on this machine, where the hard sets are as large as they can be"
     length = f"{pace.tokens_per_rollout:.0f} tokens a rollout ({'the limit' if pace.cut else 'measured'})"
     yield (
         f"  measured: {1 / pace.per_generated_token:,.0f} generated and {1 / pace.per_trained_token:,.0f} trained "
@@ -86,7 +86,8 @@ def _time(plan: Plan) -> Iterator[str]:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

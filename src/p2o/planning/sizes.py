@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,21 @@ from p2o.policy.builders import ModelError, folder_of, resolve_model
 from p2o.policy.model import DTYPES, with_adapter
 
 HUB_TIMEOUT_S = 5.0
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen3-4B": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    }
+}
+"""Shapes of the models that ``conf/model`` names by a hub's id, so that a plan of them needs no hub."""
 TOKENS = (61, 127)
 """Lengths of the two passes whose difference gives the bytes of one token: primes, which no width of a model is."""
 
@@ -70,8 +86,8 @@ def model_size(model: ModelConfig, tuning: TuningConfig) -> ModelSize:
 
 
 def read_config(model: ModelConfig) -> PreTrainedConfig:
-    """The model's config.json: from its folder, the hub's cache, or the hub. Builders' folders are made where that
-    takes seconds; the testbed's model, which is pre-trained for minutes, must be there already."""
+    """The model's config.json: from its folder, the hub's cache, :data:`PUBLISHED` or the hub. Builders' folders are
+    made where that takes seconds; the testbed's model, which is pre-trained for minutes, must be there already."""
     if isinstance(model, LatentSkillModel) and not folder_of(model).is_dir():
         raise ModelError(
             "model=latent_skill is pre-trained at its first use, which takes minutes: run `python -m p2o.pretrain "
@@ -88,6 +104,8 @@ def read_config(model: ModelConfig) -> PreTrainedConfig:
     except (OSError, ValueError) as error:
         if isinstance(source, Path):
             raise ModelError(f"the config.json of model.path={source} cannot be read [{error}]") from error
+        if source in PUBLISHED and model.revision is None:
+            return _from_values(PUBLISHED[source])
         return _from_hub(source, model.revision)
 
 
@@ -100,14 +118,17 @@ def _from_hub(name: str, revision: str | None) -> PreTrainedConfig:
     try:
         reply = get_session().get(url, headers=build_hf_headers(), timeout=HUB_TIMEOUT_S, follow_redirects=True)
         reply.raise_for_status()
-        values = json.loads(reply.text)
-        return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+        return _from_values(json.loads(reply.text))
     except Exception as error:  # whatever the hub's client and its transport raise: there is no configuration
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"the sizes of model.path={name} are not known here: it is neither in the hub's cache nor to be had from "
             f"the hub. Give model.path=<folder with its config.json>; no weights are needed [{reason}]"
         ) from error
+
+
+def _from_values(values: Mapping[str, Any]) -> PreTrainedConfig:
+    return CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
 
 
 def _on_meta(config: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig) -> PreTrainedModel:

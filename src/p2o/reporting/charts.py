@@ -11,7 +11,7 @@ from markupsafe import Markup
 from p2o.reporting.runs import Point
 
 WIDTH, HEIGHT = 420, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 42
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 10, 42
 TICKS = 5
 DOTTED = 16
 """Longer curves go without a dot a point."""
@@ -59,20 +59,25 @@ def ticks(low: float, high: float, count: int = TICKS) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A short number: 0.25, 12, 3.4k, 1.2M."""
+    """A short number: 0.25, 12, 3,127, 34k, 1.2M."""
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1e3 else f"{value:.3g}"
 
 
-def line_chart(title: str, x_label: str, lines: Sequence[Line], *, whole_x: bool = False) -> Markup:
-    """Curves with their 95 % bands; the vertical axis starts at 0. Empty where no curve has a point."""
+def line_chart(
+    title: str, x_label: str, lines: Sequence[Line], *, whole_x: bool = False, most: float = math.inf
+) -> Markup:
+    """Curves with their 95 % bands; the vertical axis starts at 0 and ends at ``most`` at the latest.
+
+    Empty where no curve has a point.
+    """
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup("")
     points = [point for line in lines for point in line.points]
-    y_ticks = ticks(0, max(point.y.mean + (point.y.half_width or 0) for point in points))
+    y_ticks = ticks(0, min(most, max(point.y.mean + (point.y.half_width or 0) for point in points)))
     x_ticks = ticks(min(point.x for point in points), max(point.x for point in points))
     if whole_x:
         x_ticks = [tick for tick in x_ticks if float(tick).is_integer()]

@@ -1,4 +1,5 @@
-"""What a run ran on (``environment.json``) and what it said (``log.txt``), without any secret."""
+"""What a run was asked for (``overrides.yaml``), what it ran on (``environment.json``) and what it said (``log.txt``),
+without any secret."""
 
 from __future__ import annotations
 
@@ -8,18 +9,19 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 
 import p2o
-from p2o.files import write_json
+from p2o.files import write_atomic, write_json
 from p2o.reporting.terminal import TERMINAL
 
 PACKAGES = (
@@ -49,6 +51,18 @@ def environment() -> dict[str, Any]:
 
 def record_environment(run_dir: Path) -> None:
     write_json(run_dir / "environment.json", environment())
+
+
+def record_overrides(run_dir: Path, overrides: Sequence[str]) -> None:
+    """What the command that started or continued the run overrode, in the form in which Hydra itself writes it."""
+    text = yaml.safe_dump(list(overrides), allow_unicode=True, width=10**6)
+    write_atomic(run_dir / "overrides.yaml", redact(text))
+
+
+def read_overrides(run_dir: Path) -> list[str]:
+    """What :func:`record_overrides` wrote; none for a run that no command started."""
+    path = run_dir / "overrides.yaml"
+    return list(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
 def installed_versions() -> Iterator[tuple[str, str]]:

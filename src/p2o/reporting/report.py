@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from p2o.reporting.summary import LEDGER_COUNTS
 from p2o.types import Phase
 
 COLOURS = 8
-HARD = {"Hard questions": "hard", "Hard questions without any success": "hard_all_fail"}
+COUNTED = "Hard questions"
+"""The charts under any other heading show rates or rewards, which end at 1."""
+HARD = {COUNTED: "hard", "Hard questions without any success": "hard_all_fail"}
 SMOOTHED_TO = 15
 """Training reward is averaged so that about this many independent points remain."""
 PAIRS = 2
@@ -152,11 +155,12 @@ def figure_4(group: RunGroup) -> list[Chart]:
     curves = {
         f"Pass@{n}": {prompt: f"{prompt}_pass_at_{key}" for prompt in ("plain", "evolved")}
         for n, key in ((1, "1"), (k, "k"))
-    } | {"Hard questions": {"all": "hard", "without any success": "hard_all_fail"}}
+    } | {COUNTED: {"all": "hard", "without any success": "hard_all_fail"}}
     charts = []
     for title, fields in curves.items():
         lines = [Line(label, epoch_curve(group, field), i) for i, (label, field) in enumerate(fields.items())]
-        charts.append(Chart(title, line_chart(title, "epoch", lines, whole_x=True), legend(lines)))
+        most = math.inf if title == COUNTED else 1.0
+        charts.append(Chart(title, line_chart(title, "epoch", lines, whole_x=True, most=most), legend(lines)))
     return _charts(*charts)
 
 
@@ -231,7 +235,7 @@ def _by_group(
     title: str, x_label: str, groups: Sequence[RunGroup], name: str, *, x: str | None = None, window: int = 1
 ) -> Chart:
     lines = [_line(group, i, curve(group, name, x=x, window=window)) for i, group in enumerate(groups)]
-    return Chart(title, line_chart(title, x_label, lines), legend(lines))
+    return Chart(title, line_chart(title, x_label, lines, most=1.0), legend(lines))
 
 
 def _line(group: RunGroup, i: int, points: Sequence[Any]) -> Line:

@@ -14,10 +14,11 @@ from p2o.config.schema import Config
 from p2o.files import write_json
 from p2o.reporting import json_lines
 from p2o.reporting.closing import closing_table
+from p2o.reporting.environment import read_overrides
 from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import Advantages, RolloutLog
-from p2o.reporting.runs import flat
+from p2o.reporting.runs import IGNORED, flat
 from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,
@@ -132,7 +133,8 @@ class Reporter:
         """
         value = self._write_summary(state, "stopped" if state.stop_reason else "completed")
         if self.logger is not None:
-            self.logger.log_hyperparams(hyperparameters(to_plain(self.config)), final_metrics(value), state.step)
+            shown = hyperparameters(to_plain(self.config), read_overrides(self.run_dir))
+            self.logger.log_hyperparams(shown, final_metrics(value), state.step)
             self.logger.experiment.flush()
         write_report([self.run_dir], self.run_dir / "report.html")
         TERMINAL.print(closing_table(value, self.run_dir))
@@ -168,13 +170,16 @@ def epoch_line(epoch: EpochSummary) -> str:
     return "  ".join(parts) + (f"  [{epoch.note}]" if epoch.note else "")
 
 
-def hyperparameters(config: Mapping[str, Any]) -> dict[str, int | float | str]:
+def hyperparameters(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, int | float | str]:
     """The configuration as dotted keys, without unset ones and without where it was written.
 
-    TensorBoard sorts them by name and shows the first few: capitals bring what tells runs apart to the front.
+    TensorBoard sorts them by name and shows the first few: capitals bring what tells runs apart to the front, of which
+    the overrides tell the most. What they say that does not make another study, and what has a column, is left out.
     """
     first = {"name": "Experiment", "scale": "Scale", "seed": "Seed"}
-    return {
+    told = IGNORED | {"experiment", "scale", "hydra.mode"}
+    own = sorted(item for item in overrides if item.lstrip("+~").split("=")[0] not in told)
+    return {"Overrides": " ".join(own) or "none"} | {
         first.get(key, key): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
         for key, value in flat(config).items()
         if value is not None and key != "run_dir"

@@ -133,9 +133,21 @@ def _labels(firsts: Sequence[Run]) -> list[str]:
     labels = []
     for run, name in zip(firsts, names, strict=True):
         rivals = [RunGroup("", (other,)) for other, its in zip(firsts, names, strict=True) if its == name]
-        told = [f"{key}={run.config.get(key)}" for key in differences(rivals)][:LABELLED]
+        told = [f"{key}={run.config.get(key)}" for key in _telling(differences(rivals))[:LABELLED]]
         labels.append(f"{name} ({', '.join(told)})" if told else name)
     return [label if labels.count(label) == 1 else f"{label} #{i + 1}" for i, label in enumerate(labels)]
+
+
+def _telling(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The keys, in order, that tell apart what the keys before them do not."""
+    told: list[str] = []
+    kinds = 1
+    for key in columns:
+        rows = zip(*(map(str, columns[other]) for other in (*told, key)), strict=True)
+        if (finer := len(set(rows))) > kinds:
+            told.append(key)
+            kinds = finer
+    return told
 
 
 def estimate(values: Sequence[float]) -> Estimate:

@@ -16,7 +16,7 @@ from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
 from p2o.policy.model import load_policy
 from p2o.reporting import positions
-from p2o.reporting.environment import log_to, record_environment
+from p2o.reporting.environment import log_to, record_environment, record_overrides
 from p2o.reporting.profile import profiling
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
@@ -47,18 +47,19 @@ class RunResult:
     already_done: bool = False
 
 
-def train(config: Config, stop: Stop | None = None) -> RunResult:
-    """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early.
+def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = ()) -> RunResult:
+    """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early. ``overrides`` are
+    those that it was composed with, for ``overrides.yaml``.
 
     Raises ``DataError``, ``ModelError``, ``ReflectorError``, ``RunFolderError`` or ``CheckpointError`` before anything
     heavy where the input cannot work; each names the key or file and the mend.
     """
     run_dir = open_run_folder(config)
     with sole_user(run_dir), log_to(run_dir / "log.txt"):
-        return _train(config, run_dir, stop or Stop())
+        return _train(config, run_dir, stop or Stop(), overrides)
 
 
-def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
+def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
     quiet_libraries()
     checkpoint = CheckpointStore(run_dir / "checkpoints").load()
     state = checkpoint.state if checkpoint is not None else RunState()
@@ -66,6 +67,7 @@ def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
         return RunResult(run_dir, state, already_done=True)
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     record_environment(run_dir)
+    record_overrides(run_dir, overrides)
     warn_of_other_means(state.means, means := means_of(config))
     state.means = means
     problems = load_problems(config.data, config.reward)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Sequence
 
+from omegaconf import DictConfig
+
+from p2o.config import ConfigError, load_config
 from p2o.config.schema import Config
 from p2o.evolution.journal import JournalError
 from p2o.evolution.reflectors import ReflectorError
 from p2o.extensions import ExtensionError
-from p2o.planning import make_plan, render
+from p2o.planning import make_plan, render, render_sweep, variants
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
 from p2o.policy.nonfinite import NonFiniteError
@@ -37,8 +41,8 @@ STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def launch(config: Config) -> float | None:
-    """Train and say how it ended; with ``debug=plan`` only say what it would take.
+def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
+    """Train and say how it ended; with ``debug=plan`` only say what it would take. ``overrides`` are the command's.
 
     An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1; a
     signal ends it with 128 and the signal's number (143 for SIGTERM, 130 for Ctrl-C).
@@ -49,7 +53,7 @@ def launch(config: Config) -> float | None:
             print(render(make_plan(config)))
             return None
         with stop.on_signals():
-            result = train(config, stop)
+            result = train(config, stop, overrides)
     except INPUT_ERRORS as error:
         _exit(2, f"{type(error).__name__}: {error}")
     except STOPS as error:
@@ -68,6 +72,29 @@ def launch(config: Config) -> float | None:
     if result.already_done:
         print(f"{result.run_dir} is complete: see summary.json there. For another run give another run_dir or seed.")
     return result.state.validation.final
+
+
+def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
+    """Say what a sweep would take. ``jobs`` are (overrides, composed configuration).
+
+    A job that could not run is told of beside the plans of the others; exit code 2 then.
+    """
+    plans, faults, configs = [], [], []
+    for overrides, composed in jobs:
+        try:
+            configs.append((overrides, load_config(composed)))
+        except ConfigError as error:
+            faults.append(f"{' '.join(overrides)}: the configuration cannot run:\n{error}")
+    for variant in variants(configs):
+        print(f"planning {variant.name}", flush=True)
+        try:
+            plans.append((variant, make_plan(variant.config)))
+        except INPUT_ERRORS as error:
+            faults.append(f"{variant.name}: {type(error).__name__}: {error}")
+    if plans:
+        print(render_sweep(plans), flush=True)
+    if faults:
+        _exit(2, "\n".join(faults))
 
 
 def _exit(code: int, message: str) -> None:
