@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from p2o.config import Config
-from p2o.training.run_folder import RunFolderError, open_run_folder, sole_user
+from p2o.training.run_folder import RunFolderError, open_run_folder, run_folder, sole_user
 
 
 def test_a_new_folder_gets_the_configuration(configure: Callable[..., Config]) -> None:
@@ -20,17 +20,37 @@ def test_a_new_folder_gets_the_configuration(configure: Callable[..., Config]) -
 
 def test_the_same_configuration_continues(configure: Callable[..., Config]) -> None:
     first = open_run_folder(configure("seed=3"))
+    (first / "summary.json").write_text("{}")
     assert open_run_folder(configure("seed=3", "trainer.threads=1", "trainer.progress=false")) == first
 
 
 def test_another_configuration_is_refused_with_its_keys(configure: Callable[..., Config]) -> None:
-    open_run_folder(configure())
+    (open_run_folder(configure()) / "summary.json").write_text("{}")
     with pytest.raises(RunFolderError) as caught:
         open_run_folder(configure("policy.rollouts=4", "seed=1", "tuning=full"))
     lines = str(caught.value).splitlines()
     assert "  policy.rollouts: 6 there, 4 asked for" in lines
     assert "  seed: 0 there, 1 asked for" in lines
     assert "  tuning.kind: 'lora' there, 'full' asked for" in lines
+
+
+def test_where_nothing_was_done_the_configuration_may_be_mended(configure: Callable[..., Config]) -> None:
+    (open_run_folder(configure("model=hub", "model.path=/misspelt")) / "log.txt").write_text("no such model")
+    run_dir = open_run_folder(configure("seed=3"))
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["seed"] == 3
+
+
+def test_a_configuration_is_not_replaced_under_the_process_that_uses_it(configure: Callable[..., Config]) -> None:
+    with run_folder(configure("seed=3")) as run_dir:
+        with pytest.raises(RunFolderError, match="in use"), run_folder(configure("seed=4")):
+            pass
+        assert yaml.safe_load((run_dir / "config.yaml").read_text())["seed"] == 3
+
+
+def test_a_file_is_no_folder(configure: Callable[..., Config], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(RunFolderError, match="is a file"), run_folder(configure()):
+        pass
 
 
 def test_resume_false_refuses_a_folder_with_anything_in_it(configure: Callable[..., Config]) -> None:
@@ -53,8 +73,7 @@ def test_a_launch_that_died_before_it_began_leaves_a_folder_that_can_be_used(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".config.yaml.4711.tmp").write_text("name: p2")
     (tmp_path / "run" / "launch.log").write_text("a sweep's record")
-    run_dir = open_run_folder(configure("resume=false"))
-    with sole_user(run_dir):
+    with run_folder(configure("resume=false")) as run_dir:
         assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "launch.log"]
 
 

@@ -33,7 +33,7 @@ from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
 from p2o.training.quiet import quiet_libraries
-from p2o.training.run_folder import open_run_folder, sole_user
+from p2o.training.run_folder import run_folder
 from p2o.types import Phase, SamplingParams, derive_seed, template_id
 
 log = logging.getLogger(__name__)
@@ -59,8 +59,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     other = None if config.compare is None else Other(config.compare)
     template = read_template(config.template)
-    run_dir = open_run_folder(config)
-    with sole_user(run_dir), log_to(run_dir / "log.txt"):
+    with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
         quiet_libraries()
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         parts = [_part(benchmark, config, template, run_dir) for benchmark in load_benchmarks(config)]

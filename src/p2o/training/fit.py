@@ -30,7 +30,7 @@ from p2o.training.data import RoundDataModule, num_rounds
 from p2o.training.means import means_of, warn_of_other_means
 from p2o.training.module import P2OModule
 from p2o.training.quiet import quiet_libraries
-from p2o.training.run_folder import open_run_folder, sole_user
+from p2o.training.run_folder import run_folder
 from p2o.training.state import RunState, Stage
 from p2o.training.stop import Stop
 from p2o.types import Problem, SamplingParams
@@ -54,8 +54,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     Raises ``DataError``, ``ModelError``, ``ReflectorError``, ``RunFolderError`` or ``CheckpointError`` before anything
     heavy where the input cannot work; each names the key or file and the mend.
     """
-    run_dir = open_run_folder(config)
-    with sole_user(run_dir), log_to(run_dir / "log.txt"):
+    with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
         return _train(config, run_dir, stop or Stop(), overrides)
 
 

@@ -30,42 +30,57 @@ NOT_OF_THE_RUN = frozenset(
 
 BEFORE_THE_RUN = frozenset({"launch.log"})
 """What a folder may hold before the run in it has begun: a sweep's record of the process."""
+BEFORE_ANY_WORK = BEFORE_THE_RUN | {"config.yaml", "overrides.yaml", "environment.json", "log.txt"}
+"""What a launch leaves that ended before it had done anything, at a missing model, say."""
 
 
 class RunFolderError(RuntimeError):
     """The run folder belongs to another run, or may not be continued."""
 
 
+@contextmanager
+def run_folder(config: Config | EvaluateConfig) -> Iterator[Path]:
+    """The folder of the run as :func:`open_run_folder` finds it, for this process alone while the block runs, and clear
+    of what a killed one left half written.
+    """
+    run_dir = Path(config.run_dir).expanduser()
+    if run_dir.is_file():
+        raise RunFolderError(f"run_dir={run_dir} is a file: give run_dir=<another folder>")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with sole_user(run_dir):
+        open_run_folder(config)
+        remove_drafts(run_dir)
+        yield run_dir
+
+
 def open_run_folder(config: Config | EvaluateConfig) -> Path:
     """The folder of the run, with its ``config.yaml``.
 
     Raises :class:`RunFolderError` where it is not empty and ``resume=false``, or where it holds the run of another
-    configuration; the message lists the keys that differ.
+    configuration; the message lists the keys that differ. One in which nothing was done yet may change its
+    configuration: the mend of what kept it from starting.
     """
     run_dir = Path(config.run_dir).expanduser()
     plain = to_plain(config)
     path = run_dir / "config.yaml"
-    if run_dir.is_file():
-        raise RunFolderError(f"run_dir={run_dir} is a file: give run_dir=<another folder>")
-    if run_dir.is_dir() and any(map(_is_content, run_dir.iterdir())):
+    content = {each.name for each in run_dir.iterdir() if not is_draft(each)} if run_dir.is_dir() else set()
+    if content - BEFORE_THE_RUN:
         if not config.resume:
             raise RunFolderError(f"run_dir={run_dir} is not empty and resume=false: give run_dir=<another folder>")
         if not path.is_file():
             raise RunFolderError(
                 f"run_dir={run_dir} is no run's folder (no config.yaml): give run_dir=<another folder>"
             )
-        _refuse_other_configuration(path, plain)
+        before = _read_configuration(path)
+        if content - BEFORE_ANY_WORK or "run_dir" not in before:
+            _refuse_other_configuration(run_dir, flat(before), flat(plain))
     write_atomic(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return run_dir
 
 
-def _is_content(path: Path) -> bool:
-    return path.name not in BEFORE_THE_RUN and not is_draft(path)
-
-
 @contextmanager
 def sole_user(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of the folder while the block runs, and clear it of what a killed one left half written.
+    """Keep other processes out of the folder while the block runs.
 
     Raises :class:`RunFolderError` where another process has it. The kernel opens the lock when its holder ends,
     however it ends. A file system without locks is used without.
@@ -79,21 +94,19 @@ def sole_user(run_dir: Path) -> Iterator[None]:
                 raise RunFolderError(
                     f"run_dir={run_dir} is in use by another process: wait for it to end, or give another run_dir"
                 ) from error
-        remove_drafts(run_dir)
         yield
     finally:
         os.close(folder)
 
 
-def _refuse_other_configuration(path: Path, plain: Mapping[str, Any]) -> None:
-    before, now = flat(_read_configuration(path)), flat(plain)
+def _refuse_other_configuration(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     differing = sorted(
         key for key in before.keys() | now.keys() if key not in NOT_OF_THE_RUN and before.get(key) != now.get(key)
     )
     if differing:
         lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} asked for" for key in differing)
         raise RunFolderError(
-            f"{path.parent} holds a run of another configuration:\n{lines}\nGive another run_dir, or the same values."
+            f"{run_dir} holds a run of another configuration:\n{lines}\nGive another run_dir, or the same values."
         )
 
 
