@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,11 +16,13 @@ from hypothesis import strategies as st
 
 from p2o.config.schema import RewardConfig
 from p2o.rewards import EXTRACT, GraderPool
+from p2o.rewards.process import WorkerProcess
 from p2o.types import Outcome, Problem
 
-GOLD = "271828182"
+GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 314159]", "271828x^2 - 314159y"]
 DEADLINE = 2.0
-MEMORY_MB = 512
+MEMORY_MB = 48
+"""Beyond what a worker has when it is ready; some of the answers ask for more."""
 SENTINEL = Path("/tmp") / "p2o-an-answer-was-executed"
 
 BATCH = 20
@@ -169,8 +175,53 @@ def framed(answer: str, frame: int) -> str:
     return frames[frame].format(answer) if frame else answer
 
 
+@dataclass
+class Watch:
+    """What the workers took, seen from outside: seconds of every answer, the most memory of every process."""
+
+    seconds: list[float] = field(default_factory=list)
+    grown_mb: dict[int, float] = field(default_factory=dict)
+    """Process → address space at its highest, beyond what was mapped when it was ready."""
+    resident_mb: dict[int, float] = field(default_factory=dict)
+    ready_mb: dict[int, float] = field(default_factory=dict)
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        receive, wait_until_ready = WorkerProcess.receive, WorkerProcess.wait_until_ready
+
+        def watched_start(process: WorkerProcess) -> None:
+            wait_until_ready(process)
+            self.ready_mb[process.pid] = memory_mb(process.pid)["VmSize"]
+
+        def watched(process: WorkerProcess, seconds: float) -> dict[str, Any]:
+            start = time.monotonic()
+            try:
+                return receive(process, seconds)
+            finally:
+                if process.pid in self.ready_mb:
+                    self.seconds.append(time.monotonic() - start)
+                    if memory := memory_mb(process.pid):  # none of one that died
+                        self.grown_mb[process.pid] = memory["VmPeak"] - self.ready_mb[process.pid]
+                        self.resident_mb[process.pid] = memory["VmHWM"]
+
+        patch.setattr(WorkerProcess, "wait_until_ready", watched_start)
+        patch.setattr(WorkerProcess, "receive", watched)
+
+
+def memory_mb(pid: int) -> dict[str, float]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return {name: int(kilobytes) / 1024 for name, kilobytes in re.findall(r"(Vm\w+):\s+(\d+) kB", status)}
+
+
 @pytest.fixture(scope="module")
-def pool() -> Iterator[GraderPool]:
+def watch() -> Iterator[Watch]:
+    watch = Watch()
+    with pytest.MonkeyPatch.context() as patch:
+        watch.install(patch)
+        yield watch
+
+
+@pytest.fixture(scope="module")
+def pool(watch: Watch) -> Iterator[GraderPool]:
     SENTINEL.unlink(missing_ok=True)
     config = RewardConfig(kind="math", extract=list(EXTRACT), workers=2, deadline_s=DEADLINE, memory_mb=MEMORY_MB)
     with GraderPool(config) as pool:
@@ -178,21 +229,23 @@ def pool() -> Iterator[GraderPool]:
     assert not SENTINEL.exists()
 
 
-def check(pool: GraderPool, texts: list[str]) -> None:
-    problem = Problem("hostile", "", GOLD)
-    start = time.monotonic()
-    futures = [pool.submit(problem, text) for text in texts]
-    submitted = time.monotonic() - start
-    grades = [future.result(timeout=len(texts) * (DEADLINE + 1.0)) for future in futures]
-    timeouts = sum(grade.outcome is Outcome.TIMEOUT for grade in grades)
-    assert submitted < 1.0 * len(texts)
-    assert time.monotonic() - start < submitted + 5.0 + (timeouts + 1) * (DEADLINE + 1.0)
+def check(pool: GraderPool, gold: str, texts: list[str]) -> Counter[Outcome]:
+    problem = Problem("hostile", "", gold)
+    futures = []
+    for text in texts:
+        start = time.monotonic()
+        futures.append(pool.submit(problem, text))
+        assert time.monotonic() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
+    grades = [future.result(timeout=len(texts) * (DEADLINE + 1.0) + 60.0) for future in futures]
     for text, grade in zip(texts, grades, strict=True):
-        assert grade.outcome is not Outcome.CORRECT, repr(text[:200])
+        assert grade.outcome is not Outcome.CORRECT, (gold, text[:200])
         assert grade.reward == 0.0
+    return Counter(grade.outcome for grade in grades)
 
 
-def try_hostile_answers(pool: GraderPool, examples: int) -> None:
+def try_hostile_answers(pool: GraderPool, watch: Watch, examples: int) -> None:
+    outcomes: Counter[Outcome] = Counter()
+
     @settings(
         max_examples=examples // BATCH,
         deadline=None,
@@ -200,18 +253,28 @@ def try_hostile_answers(pool: GraderPool, examples: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(st.tuples(hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH))
-    def none_is_right_and_none_stalls(answers: list[tuple[str, int]]) -> None:
-        check(pool, [framed(*answer) for answer in answers])
+    @given(
+        st.sampled_from(GOLDS),
+        st.lists(st.tuples(hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH),
+    )
+    def none_is_right(gold: str, answers: list[tuple[str, int]]) -> None:
+        outcomes.update(check(pool, gold, [framed(*answer) for answer in answers]))
 
-    none_is_right_and_none_stalls()
+    begun = len(watch.seconds)
+    none_is_right()
+    grown, resident = max(watch.grown_mb.values()), max(watch.resident_mb.values())
+    print(f"{dict(outcomes)}, {len(watch.ready_mb)} workers, slowest {max(watch.seconds[begun:]):.2f} s")
+    print(f"most memory of a worker: {grown:.0f} MiB beyond its start, {resident:.0f} MiB resident")
+    assert outcomes.total() >= examples
+    assert max(watch.seconds[begun:]) < DEADLINE + 1.0
+    assert grown <= MEMORY_MB + 1.0
 
 
-def test_hostile_answers(pool: GraderPool) -> None:
-    try_hostile_answers(pool, 300)
+def test_hostile_answers(pool: GraderPool, watch: Watch) -> None:
+    try_hostile_answers(pool, watch, 300)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_ten_thousand_hostile_answers(pool: GraderPool) -> None:
-    try_hostile_answers(pool, 10_000)
+def test_ten_thousand_hostile_answers(pool: GraderPool, watch: Watch) -> None:
+    try_hostile_answers(pool, watch, 10_000)
