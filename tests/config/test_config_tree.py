@@ -147,6 +147,7 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
     ("overrides", "message"),
     [
         (["policy.rollouts=1"], "policy.rollouts=1"),
+        (["trainer.devices=2"], "trainer.devices=2: a run trains on one device"),
         (["hard_set.tau=7"], "hard_set.tau=7 exceeds policy.rollouts=6"),
         (["rollout.temperature=0"], "rollout.temperature must be above 0"),
         (["rollout.top_p=0.9"], "use rollout.top_p=1 or distillation=replace"),

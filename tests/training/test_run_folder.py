@@ -60,7 +60,7 @@ def test_a_launch_that_died_before_it_began_leaves_a_folder_that_can_be_used(
 
 def test_other_machines_may_continue(configure: Callable[..., Config]) -> None:
     first = open_run_folder(configure())
-    assert open_run_folder(configure("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=gpu")) == first
+    assert open_run_folder(configure("trainer.threads=2", "trainer.accelerator=gpu")) == first
 
 
 def test_a_folder_has_one_user_at_a_time(configure: Callable[..., Config]) -> None:

@@ -92,6 +92,11 @@ def _ranges(config: Config) -> Iterator[str]:
     for key in ("budget.tokens", "budget.seconds", "budget.metric_calls"):
         if isinstance(limit := _get(config, key), int | float) and limit <= 0:
             yield f"{key}={limit} must be above 0: give what the run may spend, or null for no limit"
+    if config.trainer.devices != 1:
+        yield (
+            f"trainer.devices={config.trainer.devices}: a run trains on one device, and several processes would write "
+            "into one folder; use rollout=vllm_server to sample on further devices"
+        )
     if config.policy.rollouts < 2:
         yield f"policy.rollouts={config.policy.rollouts}: a group of one has no advantage, use at least 2"
     if config.policy.updates_per_round > config.policy.questions_per_round:

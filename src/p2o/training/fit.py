@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
@@ -56,7 +54,7 @@ def train(config: Config, stop: Stop | None = None) -> RunResult:
     heavy where the input cannot work; each names the key or file and the mend.
     """
     run_dir = open_run_folder(config)
-    with sole_user(run_dir) if _is_first_rank() else nullcontext(), log_to(run_dir / "log.txt"):
+    with sole_user(run_dir), log_to(run_dir / "log.txt"):
         return _train(config, run_dir, stop or Stop())
 
 
@@ -78,8 +76,7 @@ def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
             "give another run_dir"
         )
     state.data = problems.fingerprint
-    if _is_first_rank():
-        positions.rewind(run_dir, state.files)
+    positions.rewind(run_dir, state.files)
     policy = load_policy(config.model, config.tuning, seed=config.seed)
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
@@ -115,11 +112,6 @@ def _train(config: Config, run_dir: Path, stop: Stop) -> RunResult:
         finally:
             engine.close()
     return RunResult(run_dir, state)
-
-
-def _is_first_rank() -> bool:
-    """Whether this process is the one that writes; the launcher's environment says so before there is a Trainer."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
