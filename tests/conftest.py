@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from teacher_server import Teacher, serving
 
 from p2o.config import Config, load_config, register_schemas
 from p2o.config.launcher import register_launcher
@@ -38,3 +39,9 @@ def configure(compose_tree: Callable[..., DictConfig]) -> Callable[..., Config]:
         return load_config(compose_tree(*overrides))
 
     return build
+
+
+@pytest.fixture
+def teacher() -> Iterator[Teacher]:
+    with serving() as server:
+        yield server

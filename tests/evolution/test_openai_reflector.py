@@ -184,6 +184,23 @@ def test_a_slow_drip_ends_at_the_deadline(teacher: Any) -> None:
     assert time.monotonic() - started < 1.5
 
 
+@pytest.mark.parametrize(("status", "kind"), [(200, "too_long"), (500, "server"), (400, "request")])
+def test_of_an_endless_body_little_is_read(teacher: Any, status: int, kind: str) -> None:
+    sent = 0
+
+    def flood(call: Any) -> None:
+        nonlocal sent
+        call.send_response(status)
+        call.send_header("Content-Length", str(10**12))
+        call.end_headers()
+        while True:
+            sent += call.wfile.write(b" " * 2**16)
+
+    teacher.script = [flood]
+    assert ask(teacher.url, timeout_s=30.0).error == kind
+    assert sent < 50 * 2**20, "what was in the buffers on the way included"
+
+
 def test_what_may_pass_is_tried_again(teacher: Any) -> None:
     teacher.script = [fails(500), fails(429), lambda call: call.send({"choices": []}), says()]
     it = reflector(teacher.url, max_retries=3)
@@ -226,8 +243,8 @@ def test_retry_after_is_honoured(teacher: Any, value: str) -> None:
 def test_a_server_that_asks_for_too_long_a_wait_is_given_up_on(teacher: Any) -> None:
     teacher.script = [fails(429, Retry_After="3600")]
     started = time.monotonic()
-    assert ask(teacher.url, max_retries=5, max_wait_s=10).error == "rate_limit"
-    assert time.monotonic() - started < 1.0
+    assert ask(teacher.url, max_retries=5, max_wait_s=60).error == "rate_limit"
+    assert time.monotonic() - started < 10.0
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "-5", "Wed, 99 Foo 2026"])

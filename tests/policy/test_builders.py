@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,25 @@ def test_errors_name_the_mend(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model\.architecture=mamba: choose one of llama, qwen3"):
         resolve_model(RandomModel(path=str(tmp_path / "r"), architecture="mamba"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_a_pickle_are_refused_unopened(tmp_path: Path) -> None:
+    folder = Path(resolve_model(RandomModel(path=str(tmp_path / "tiny"), layers=1)))
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": _Bomb(tmp_path / "went off")}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="are its weights safetensors"):
+        load_causal_lm(ModelConfig(path=str(folder)), torch.float32)
+    assert not (tmp_path / "went off").exists()
+
+
+class _Bomb:
+    """Unpickling it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)
 
 
 def test_tokenizer_without_chat_template_is_refused(tmp_path: Path) -> None:

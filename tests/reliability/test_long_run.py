@@ -14,7 +14,7 @@ ROUNDS = 300
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(14400)
 def test_a_long_run_stays_flat(driver: Driver, tmp_path: Path) -> None:
     sizes = tmp_path / "sizes.jsonl"
     life = driver.live(tmp_path / "run", "trainer.epochs=100", sizes=str(sizes))

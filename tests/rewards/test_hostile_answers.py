@@ -2,197 +2,91 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import reasoning_gym
+from hostile import SENTINEL, Watch, framed, hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from p2o.config.schema import RewardConfig
 from p2o.rewards import EXTRACT, GraderPool
-from p2o.types import Outcome, Problem
+from p2o.rewards.gym import EVALUATED, PARSED, pack
+from p2o.types import Grade, Outcome, Problem
 
-GOLD = "271828182"
+GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 314159]", "271828x^2 - 314159y"]
+MATH = [Problem(f"hostile-{i}", "", gold) for i, gold in enumerate(GOLDS)]
 DEADLINE = 2.0
-MEMORY_MB = 512
-SENTINEL = Path("/tmp") / "p2o-an-answer-was-executed"
-
 BATCH = 20
-COMMANDS = (
-    r"\frac \sqrt \boxed{ \text{ \left( \right) \int \sum \cup \in \{ \} \begin{pmatrix} \end{pmatrix} "
-    r"\pm \cdot \le \lim \log_ ^{ \binom \overline{ \ldots \% \circ \mathbb{R} \emptyset"
-)
-small = st.integers(0, 9)
-huge = st.integers(10, 10**30)
-term = st.one_of(
-    small.map(str), huge.map(str), st.sampled_from(["x", "y", "e", "i", r"\pi", r"\infty", "n", "0", "-1", ""])
-)
+
+MEMORY_MB = {"math": 48, "reasoning_gym": 128}
+"""Beyond what a worker has when it is ready. In mathematics some answers ask for more; each gym task keeps some."""
 
 
-def repeated(text: str, low: int, high: int) -> st.SearchStrategy[str]:
-    return st.integers(low, high).map(lambda count: text * count)
-
-
-def nested(opening: str, closing: str, low: int = 1, high: int = 3000) -> st.SearchStrategy[str]:
-    return st.builds(lambda count, inner: opening * count + inner + closing * count, st.integers(low, high), term)
-
-
-towers = st.one_of(
-    st.lists(st.integers(2, 99).map(str), min_size=2, max_size=40).map("^".join),
-    st.lists(st.integers(2, 99).map(str), min_size=2, max_size=40).map("**".join),
-    nested("9^{", "}", 1, 60),
-    nested("2^(", ")", 1, 60),
-    st.builds(lambda base, exponent: rf"{base}^{{{exponent}}}", huge, huge),
-    st.builds(lambda number, count: f"{number}{'!' * count}", huge, st.integers(1, 8)),
-    nested("(", "!)", 1, 8),
-    st.builds(lambda n, k: rf"\binom{{{n}}}{{{k}}}", huge, huge),
-    st.builds(lambda n: rf"\sqrt[{n}]{{{n}^{{{n}}}}}", huge),
-    st.builds(lambda n, m: rf"\gcd({n}^{{{m}}}, {m}^{{{n}}})", huge, st.integers(2, 10**6)),
-    st.builds(lambda n: rf"\sum_{{k=1}}^{{{n}}} k^{{k}}", huge),
-    st.builds(lambda n: rf"\prod_{{k=1}}^{{{n}}} k!", huge),
-    st.builds(lambda n: rf"\int_0^{{{n}}} e^{{x^{{x}}}} \sin(x^{{{n}}}) dx", huge),
-    st.builds(lambda n: f"1e{n}", huge),
-    st.builds(lambda n, m: rf"\cos({n}^{{{m}}})", huge, st.integers(2, 10**6)),
-    st.builds(lambda n, m: rf"{n}^{{{m}}} \bmod {n}", huge, huge),
-    st.builds(lambda n: rf"({'+'.join(f'x_{{{k}}}' for k in range(n))})^{{{n}}}", st.integers(2, 60)),
-)
-brackets = st.one_of(
-    *(
-        nested(opening, closing)
-        for opening, closing in [
-            ("(", ")"),
-            ("[", "]"),
-            ("{", "}"),
-            (r"\{", r"\}"),
-            (r"\left(", r"\right)"),
-            ("|", "|"),
-            (r"\sqrt{", "}"),
-            (r"\frac{1}{", "}"),
-            (r"\frac{", "}{2}"),
-            (r"\text{", "}"),
-            (r"\boxed{", "}"),
-            ("-", ""),
-            ("+", ""),
-            ("f(", ")"),
-            (r"\begin{pmatrix}", r"\end{pmatrix}"),
-            (r"\sin", ""),
-            ("x_{", "}"),
-            ("((", ")"),
-            (r"\lfloor", r"\rfloor"),
-        ]
-    ),
-)
-long_text = st.one_of(
-    *(
-        repeated(unit, 1, 1_000_000 // len(unit))
-        for unit in [
-            "1",
-            "9",
-            " ",
-            "x",
-            "\\",
-            "$",
-            "{",
-            "}",
-            "\\boxed{1}",
-            "\\boxed{",
-            "\\boxed{1} or ",
-            "1+",
-            "1,",
-            "answer: 1 ",
-            "\\frac",
-            "\\text{a}",
-            "^",
-            "_",
-            "!",
-            "&",
-            "\\\\",
-            "%",
-            "\n",
-            "\x00",
-            "\ud800",
-            "\U0001d7d8",
-            "=",
-            "<",
-            "1 ",
-        ]
-    ),
-)
-programs = st.sampled_from(
-    [
-        f"__import__('pathlib').Path('{SENTINEL}').touch()",
-        f"__import__('os').system('touch {SENTINEL}')",
-        f"().__class__.__base__.__subclasses__()[0].__init__.__globals__['open']('{SENTINEL}', 'w')",
-        f"exec(\"open('{SENTINEL}', 'w')\")",
-        f"eval(compile(\"open('{SENTINEL}', 'w')\", '', 'exec'))",
-        f"open('{SENTINEL}', 'w').write('x')",
-        f"lambda: open('{SENTINEL}', 'w')",
-        f"$(touch {SENTINEL})",
-        f"`touch {SENTINEL}`",
-        f"; touch {SENTINEL} #",
-        f"\\input{{|touch {SENTINEL}}}",
-        f"\\immediate\\write18{{touch {SENTINEL}}}",
-        f"{{{{config.__class__.__init__.__globals__['os'].popen('touch {SENTINEL}')}}}}",
-        "{0.__class__.__mro__}",
-        "%s%s%s%n%n%n",
-        "{" * 50 + "}" * 50,
-        "%(x)99999999s",
-        "{:>99999999999}",
-        "import torch; while True: pass",
-        "sympify('x')",
-        "S(46)",
-        "<script>alert(1)</script>",
-        "'; DROP TABLE x",
-        "\\def\\a{\\a\\a}\\a",
-        "\\loop\\iftrue\\repeat",
-        *["None", "True", "NaN", "inf", "-inf", "1e400"],
-    ]
-)
-noise = st.one_of(
-    st.text(max_size=300), st.binary(max_size=300).map(lambda data: data.decode("utf-8", "surrogateescape"))
-)
-glued = st.lists(
-    st.one_of(
-        term,
-        st.sampled_from(list("+-*/^_(){}[]|!=<>,;:.&%$#~'\" \n\\")),
-        st.sampled_from([*COMMANDS.split(), " or ", " and "]),
-    ),
-    max_size=60,
-).map("".join)
-hostile = st.one_of(towers, brackets, long_text, programs, noise, glued)
-
-
-def framed(answer: str, frame: int) -> str:
-    frames = ["{}", "\\boxed{{{}}}", "${}$", "Answer: {}", "\\[{}\\]", "<think>{}</think>", "$$ {} $$\n\n", "x = {}"]
-    return frames[frame].format(answer) if frame else answer
+def gym_problems(tasks: Sequence[str]) -> list[Problem]:
+    """Two questions a task."""
+    problems = []
+    for task in tasks:
+        dataset = reasoning_gym.create_dataset(task, size=2, seed=3)
+        for index in range(2):
+            entry = dataset[index]
+            metadata = {"task": task, "params": {}, "entry": json.loads(json.dumps(pack(entry)))}
+            problems.append(Problem(f"{task}-{index}", entry["question"], entry["answer"] or "", task, metadata))
+    return problems
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[GraderPool]:
+def gym_questions() -> st.SearchStrategy[Problem]:
+    """Of all tasks; half of them of those whose scorer evaluates or parses the answer as Python."""
+    tasks = set(reasoning_gym.factory.DATASETS) - {"composite", "knight_swap"}  # knight_swap takes a second a question
+    risky = gym_problems(sorted(EVALUATED | PARSED))
+    return st.one_of(st.sampled_from(risky), st.sampled_from(gym_problems(sorted(tasks - EVALUATED - PARSED))))
+
+
+@pytest.fixture
+def watched() -> Iterator[Callable[[str, list[str]], tuple[GraderPool, Watch]]]:
+    """Starts a pool whose workers are watched; afterwards no answer may have been executed."""
     SENTINEL.unlink(missing_ok=True)
-    config = RewardConfig(kind="math", extract=list(EXTRACT), workers=2, deadline_s=DEADLINE, memory_mb=MEMORY_MB)
-    with GraderPool(config) as pool:
-        yield pool
+    pools: list[GraderPool] = []
+    with pytest.MonkeyPatch.context() as patch:
+
+        def start(kind: str, extract: list[str]) -> tuple[GraderPool, Watch]:
+            watch = Watch()
+            watch.install(patch)
+            memory = MEMORY_MB[kind]
+            config = RewardConfig(kind=kind, extract=extract, workers=2, deadline_s=DEADLINE, memory_mb=memory)
+            pools.append(GraderPool(config))
+            return pools[0], watch
+
+        yield start
+        for pool in pools:
+            pool.close()
     assert not SENTINEL.exists()
 
 
-def check(pool: GraderPool, texts: list[str]) -> None:
-    problem = Problem("hostile", "", GOLD)
-    start = time.monotonic()
-    futures = [pool.submit(problem, text) for text in texts]
-    submitted = time.monotonic() - start
-    grades = [future.result(timeout=len(texts) * (DEADLINE + 1.0)) for future in futures]
-    timeouts = sum(grade.outcome is Outcome.TIMEOUT for grade in grades)
-    assert submitted < 1.0 * len(texts)
-    assert time.monotonic() - start < submitted + 5.0 + (timeouts + 1) * (DEADLINE + 1.0)
-    for text, grade in zip(texts, grades, strict=True):
-        assert grade.outcome is not Outcome.CORRECT, repr(text[:200])
-        assert grade.reward == 0.0
+def graded(pool: GraderPool, answers: list[tuple[Problem, str]]) -> list[Grade]:
+    futures = []
+    for problem, text in answers:
+        start = time.monotonic()
+        futures.append(pool.submit(problem, text))
+        assert time.monotonic() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
+    return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 60.0) for future in futures]
 
 
-def try_hostile_answers(pool: GraderPool, examples: int) -> None:
+def is_gold(problem: Problem, grade: Grade) -> bool:
+    """Some tasks' answer is 0, and a hostile text may say so."""
+    return bool(problem.answer) and (grade.extracted or "").strip().casefold() == problem.answer.strip().casefold()
+
+
+def try_hostile_answers(
+    questions: st.SearchStrategy[Problem], pool: GraderPool, watch: Watch, memory_mb: float, examples: int
+) -> None:
+    outcomes: Counter[Outcome] = Counter()
+
     @settings(
         max_examples=examples // BATCH,
         deadline=None,
@@ -200,18 +94,41 @@ def try_hostile_answers(pool: GraderPool, examples: int) -> None:
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(st.tuples(hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH))
-    def none_is_right_and_none_stalls(answers: list[tuple[str, int]]) -> None:
-        check(pool, [framed(*answer) for answer in answers])
+    @given(st.lists(st.tuples(questions, hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH))
+    def none_is_right(answers: list[tuple[Problem, str, int]]) -> None:
+        asked = [(problem, framed(answer, frame)) for problem, answer, frame in answers]
+        for (problem, text), grade in zip(asked, graded(pool, asked), strict=True):
+            outcomes[grade.outcome] += 1
+            if not is_gold(problem, grade):
+                assert grade.outcome is not Outcome.CORRECT, (problem.id, problem.answer, text[:200])
+                assert grade.reward == 0.0
 
-    none_is_right_and_none_stalls()
+    none_is_right()
+    grown, resident = max(watch.grown_mb.values()), max(watch.resident_mb.values())
+    print(f"{dict(outcomes)}, {len(watch.ready_mb)} workers, slowest {max(watch.seconds):.2f} s")
+    print(f"most memory of a worker: {grown:.0f} MiB beyond its start, {resident:.0f} MiB resident")
+    assert outcomes.total() >= examples
+    assert max(watch.seconds) < DEADLINE + 1.0
+    assert grown <= memory_mb + 1.0
 
 
-def test_hostile_answers(pool: GraderPool) -> None:
-    try_hostile_answers(pool, 300)
+Start = Callable[[str, list[str]], tuple[GraderPool, Watch]]
+AMOUNTS = [
+    pytest.param(300, id="few"),
+    pytest.param(10_000, id="ten thousand", marks=[pytest.mark.soak, pytest.mark.timeout(7200)]),
+]
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(7200)
-def test_ten_thousand_hostile_answers(pool: GraderPool) -> None:
-    try_hostile_answers(pool, 10_000)
+@pytest.mark.parametrize("examples", AMOUNTS)
+def test_hostile_answers_in_mathematics(examples: int, watched: Start) -> None:
+    pool, watch = watched("math", list(EXTRACT))
+    try_hostile_answers(st.sampled_from(MATH), pool, watch, MEMORY_MB["math"], examples)
+
+
+@pytest.mark.parametrize("examples", AMOUNTS)
+def test_hostile_answers_to_the_gyms_tasks(
+    examples: int, gym_questions: st.SearchStrategy[Problem], watched: Start
+) -> None:
+    """The whole text goes to the task's scorer, so that nothing but the scorer stands between."""
+    pool, watch = watched("reasoning_gym", ["whole"])
+    try_hostile_answers(gym_questions, pool, watch, MEMORY_MB["reasoning_gym"], examples)

@@ -110,6 +110,7 @@ def load_causal_lm(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attn_implementation,
             dtype=dtype,
+            use_safetensors=True,  # the other format of weights is a pickle
         )
     return model.eval()
 
@@ -153,7 +154,7 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         hint = (
-            "is the folder complete?"
+            "is the folder complete, and are its weights safetensors?"
             if isinstance(source, Path)
             else "it is neither a folder here nor to be had from the hub; give model.path=FOLDER or another hub id"
         )

@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -61,7 +61,11 @@ class Endpoint:
 
     async def __aenter__(self) -> Endpoint:
         self._client = openai.AsyncOpenAI(
-            api_key=self._key, base_url=self._config.base_url, timeout=self._config.timeout_s, max_retries=0
+            api_key=self._key,
+            base_url=self._config.base_url,
+            timeout=self._config.timeout_s,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_raise_status]}),
         )
         return self
 
@@ -84,7 +88,6 @@ class Endpoint:
         return Reply(self._redact(reply.text), reply.prompt_tokens, reply.completion_tokens)
 
     async def _post(self, prompt: str) -> bytes:
-        body = bytearray()
         answered = False
         try:
             async with self._client.chat.completions.with_streaming_response.create(
@@ -94,15 +97,14 @@ class Endpoint:
                 max_tokens=self._config.max_new_tokens,
             ) as response:
                 answered = True
-                async for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > MAX_BODY_BYTES:
-                        raise CallError("too_long", f"a reply of more than {MAX_BODY_BYTES} bytes")
+                body = await _read(response.iter_bytes())
         except (CallError, TimeoutError):
             raise
         except Exception as error:  # httpx's own errors surface while the body is read; its module name varies
             raise _named(error, answered) from None
-        return bytes(body)
+        if len(body) > MAX_BODY_BYTES:
+            raise CallError("too_long", f"a reply of more than {MAX_BODY_BYTES} bytes")
+        return body
 
     def _redact(self, text: str) -> str:
         return text.replace(self._key, "[api key]")
@@ -159,11 +161,27 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
+async def _read(chunks: AsyncIterator[bytes]) -> bytes:
+    """The body, or what of it came until it was longer than :data:`MAX_BODY_BYTES`."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return bytes(body)
+
+
+async def _raise_status(response: Any) -> None:
+    """A hook of the HTTP client, since its owner would read the body of an error to its end, however far that is."""
+    if response.is_error:
+        raise _status_error(response.status_code, response.headers, await _read(response.aiter_bytes()))
+
+
 def _named(error: Exception, answered: bool) -> CallError:
     """The failure behind an exception of the client; ``answered`` = a reply's headers had come."""
-    if isinstance(error, openai.APIStatusError):
-        return _status_error(error)
     chain = list(_chain(error))
+    if (ours := next((e for e in chain if isinstance(e, CallError)), None)) is not None:
+        return ours
     detail = "; ".join(f"{type(e).__name__}: {e}" for e in chain)
     if any(isinstance(e, TimeoutError | openai.APITimeoutError) for e in chain):
         return CallError("timeout", detail)
@@ -176,16 +194,23 @@ def _named(error: Exception, answered: bool) -> CallError:
     return CallError("connection", detail)
 
 
-def _status_error(error: openai.APIStatusError) -> CallError:
-    status, detail = error.status_code, str(error)
+def _status_error(status: int, headers: Any, body: bytes) -> CallError:
+    detail = f"status {status}: {body[:1000].decode(errors='replace')}"
+    code = _error_code(body)
     if status in (401, 403):
         return CallError("auth", detail)
     if status == 429:
-        wait = _retry_after(error.response.headers)
-        return CallError("rate_limit", detail, wait, final=error.code == "insufficient_quota")
+        return CallError("rate_limit", detail, _retry_after(headers), final=code == "insufficient_quota")
     if status in (408, 409) or status >= 500:
-        return CallError("server", detail, _retry_after(error.response.headers))
-    return CallError("too_long" if error.code == "context_length_exceeded" else "request", detail)
+        return CallError("server", detail, _retry_after(headers))
+    return CallError("too_long" if code == "context_length_exceeded" else "request", detail)
+
+
+def _error_code(body: bytes) -> Any:
+    try:
+        return json.loads(body)["error"]["code"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -1,13 +1,14 @@
+"""A teacher behind an OpenAI-compatible API, for tests: a real HTTP server that answers as it is told to."""
+
 from __future__ import annotations
 
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-
-import pytest
 
 Behaviour = Callable[["Call"], None]
 
@@ -65,11 +66,14 @@ class Teacher(ThreadingHTTPServer):
         pass
 
 
-@pytest.fixture
-def teacher() -> Iterator[Teacher]:
+@contextmanager
+def serving() -> Iterator[Teacher]:
+    """A teacher that answers for as long as the block runs."""
     server = Teacher()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
