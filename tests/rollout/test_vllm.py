@@ -11,8 +11,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import shared_weights_plugin
 import torch
 from torch import Tensor
 
@@ -27,10 +29,12 @@ from p2o.config.schema import (
 )
 from p2o.policy.builders import ModelError
 from p2o.policy.model import Policy, load_policy
+from p2o.rollout import handover, vllm
 from p2o.rollout.engine import EngineError, StalePolicyError
+from p2o.rollout.handover import Weights
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import ProbeError
-from p2o.rollout.vllm import VllmEngine
+from p2o.rollout.vllm import VllmEngine, shares_memory
 from p2o.types import Generation, Prompt, SamplingParams
 
 pytestmark = [
@@ -68,12 +72,31 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("full")), FullTuning()), ROLLOUT))
+    """Started as on a GPU that it shares with the trainer, whose handles the plugin can stand for; see ``engine``."""
+    folder = tmp_path_factory.mktemp("full")
+    with pytest.MonkeyPatch.context() as patch:
+        install_plugin(folder, patch)
+        patch.setattr(vllm, "shares_memory", lambda *_: True)
+        patch.setattr(handover, "_handle", shared_weights_plugin.handles_in(folder))
+        yield from running(VllmEngine(load(tiny(folder), FullTuning()), ROLLOUT))
 
 
-@pytest.fixture(params=["lora", "full"])
+def install_plugin(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """vLLM looks for entry points on its path, which is that of the process that starts it."""
+    metadata = folder / "shared_weights_plugin-0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-weights-plugin\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nshared_weights = shared_weights_plugin:register\n"
+    )
+    patch.syspath_prepend(folder)
+
+
+@pytest.fixture(params=["lora", "full", "shared"])
 def engine(request: pytest.FixtureRequest) -> VllmEngine:
-    it: VllmEngine = request.getfixturevalue(request.param)
+    """Adapters; whole weights by a folder; whole weights read where the trainer has them."""
+    it: VllmEngine = request.getfixturevalue("lora" if request.param == "lora" else "full")
+    it._shares_memory = request.param == "shared"
     it.sync(it.version + 1)
     return it
 
@@ -81,8 +104,9 @@ def engine(request: pytest.FixtureRequest) -> VllmEngine:
 def running(engine: VllmEngine) -> Iterator[VllmEngine]:
     """Closing leaves neither a process nor a folder behind."""
     engine.sync(0)
-    yield engine
     pid, scratch = engine.pid, Path(engine._scratch.name)
+    yield engine
+    pid = engine.pid or pid
     assert pid is not None
     assert scratch.is_dir()
     engine.close()
@@ -149,6 +173,33 @@ def test_a_sync_changes_the_policy_and_nothing_else(engine: VllmEngine) -> None:
     assert engine.probe_mismatch < 1e-4
 
 
+def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
+    """Where nothing was copied, what the engine does not hold cannot be had once the trainer moved on."""
+    full._shares_memory = True
+    full.sync(full.version + 1)
+    assert not list(Path(full._scratch.name).glob("version-*"))
+    generate(full, reference=True)
+    train(full.policy, 3)
+    assert generate(full, reference=True)
+    with pytest.raises(StalePolicyError, match="since it was handed to the engine"):
+        generate(full)
+    full.sync(full.version + 1)
+    assert generate(full)
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "shared"),
+    [
+        ("cuda", {}, True),
+        ("cpu", {}, False),
+        ("cuda", {"tensor_parallel_size": 2}, False),
+        ("cuda", {"weight_transfer": "folder"}, False),
+    ],
+)
+def test_memory_is_shared_on_one_gpu_alone(device: str, changes: dict[str, Any], shared: bool) -> None:
+    assert shares_memory(torch.device(device), VllmRollout(**changes)) is shared
+
+
 def test_a_stale_policy_is_refused(lora: VllmEngine) -> None:
     with pytest.raises(StalePolicyError, match=f"not {lora.version + 1}"):
         lora.generate(prompts(), HOT, version=lora.version + 1)
@@ -186,18 +237,18 @@ def test_what_exceeds_the_context_is_refused(lora: VllmEngine) -> None:
 
 def test_a_wrong_adapter_is_found(lora: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter whose modules do nothing is what a failed binding looks like."""
-    save = lora._save
+    hand_over = lora._hand_over
 
-    def save_without_effect(version: int) -> Path:
+    def without_effect(version: int) -> Weights:
         kept = {name: p.clone() for name, p in lora.policy.trainable.items()}
         lora.policy.load_state_dict({name: torch.zeros_like(p) for name, p in kept.items()})
-        folder = save(version)
+        weights = hand_over(version)
         lora.policy.load_state_dict(kept)
-        return folder
+        return weights
 
     version = lora.version
     with monkeypatch.context() as patch:
-        patch.setattr(lora, "_save", save_without_effect)
+        patch.setattr(lora, "_hand_over", without_effect)
         with pytest.raises(ProbeError, match=r"rollout\.probe_tolerance"):
             lora.sync(version + 1)
     with pytest.raises(StalePolicyError):
@@ -226,21 +277,6 @@ def test_a_killed_process_is_replaced(lora: VllmEngine, caplog: pytest.LogCaptur
     assert "started again" in caplog.text
 
 
-def test_a_process_that_hangs_ends_the_call_where_none_may_follow(
-    lora: VllmEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = generate(lora)
-    assert lora.pid is not None
-    with monkeypatch.context() as patch:
-        patch.setattr(lora.config, "max_restarts", 0)
-        patch.setattr(lora.config, "stall_s", 1.0)
-        os.kill(lora.pid, signal.SIGSTOP)
-        with pytest.raises(EngineError, match=r"rollout\.max_restarts.*gave no sign of life for 1 s"):
-            generate(lora)
-    assert lora.pid is None
-    assert alike(generate(lora), expected)  # the next call starts one
-
-
 def test_options_that_cannot_work_end_at_the_start(lora: VllmEngine) -> None:
     """No second try, vLLM's own words, no process left behind."""
     rollout = VllmRollout(max_model_len=10**6, kv_cache_gib=0.25)
@@ -250,6 +286,19 @@ def test_options_that_cannot_work_end_at_the_start(lora: VllmEngine) -> None:
     assert broken.pid is None
     assert broken.restarts == 0
     broken.close()
+
+
+def test_a_process_that_hangs_ends_the_call_where_none_may_follow(
+    lora: VllmEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last test of this engine; that a call starts one where none runs is what the kill shows."""
+    assert lora.pid is not None
+    monkeypatch.setattr(lora.config, "max_restarts", 0)
+    monkeypatch.setattr(lora.config, "stall_s", 1.0)
+    os.kill(lora.pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match=r"rollout\.max_restarts.*gave no sign of life for 1 s"):
+        generate(lora)
+    assert lora.pid is None
 
 
 def test_a_real_model(tmp_path: Path) -> None:

@@ -209,6 +209,9 @@ class VllmRollout(ProbedRollout):
     """No CUDA graphs: a faster start, slower decoding. On a CPU always so."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM's EngineArgs."""
+    weight_transfer: str = "auto"
+    """auto | folder: how whole weights (tuning=full) reach the engine. auto: where the trainer and the engine share a
+    GPU the engine reads them there; elsewhere, as with folder, they are written to disk and loaded."""
     max_restarts: int = 2
     """Times that one call may start the engine's process anew."""
     start_s: float = 900.0

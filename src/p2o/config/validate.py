@@ -130,6 +130,8 @@ def _engine(config: Config) -> Iterator[str]:
     rollout = config.rollout
     if rollout.importance_cap < 1:
         yield f"rollout.importance_cap={rollout.importance_cap} must be at least 1"
+    if isinstance(rollout, schema.VllmRollout) and rollout.weight_transfer not in ("auto", "folder"):
+        yield f"rollout.weight_transfer={rollout.weight_transfer} is none of auto, folder"
     if isinstance(rollout, schema.VllmServerRollout):
         if not rollout.urls:
             yield "rollout=vllm_server needs rollout.urls=[http://HOST:PORT,...]: docs/rollout.md says how to start one"

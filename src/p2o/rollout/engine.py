@@ -19,6 +19,12 @@ class EngineError(RuntimeError):
     """The engine cannot go on: it is not installed, does not start, keeps dying, or does not hold the policy."""
 
 
+def refuse_stale(held: int, asked: int) -> None:
+    """Raise :class:`StalePolicyError` where an engine holds another version than the one that it is asked for."""
+    if held != asked:
+        raise StalePolicyError(f"the engine holds policy version {held}, not {asked}: call sync first")
+
+
 class RolloutEngine(Protocol):
     """Turns prompts into generations under the policy, or under the reference model (π_init).
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from p2o.config.schema import VllmServerRollout
 from p2o.policy.model import Policy
-from p2o.rollout.engine import EngineError, OnFinish, StalePolicyError
+from p2o.rollout.engine import EngineError, OnFinish, refuse_stale
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
 from p2o.rollout.server_client import START, Server, ServerFailedError
@@ -112,8 +112,7 @@ class VllmServerEngine:
         reference: bool = False,
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
-        if version != self._version:
-            raise StalePolicyError(f"the engine holds policy version {self._version}, not {version}: call sync first")
+        refuse_stale(self._version, version)
         results: dict[int, Generation] = {}
         finished: SimpleQueue[tuple[int, Generation] | None] = SimpleQueue()
         call = self._start(self._generate(prompts, sampling, reference, finished))

@@ -1,29 +1,30 @@
 """vLLM beside the trainer: one engine in a process of its own, for the policy and for the reference model.
 
 With ``tuning=lora`` the policy is an adapter that is loaded anew at every sync, and the reference model is the same
-engine without it. With ``tuning=full`` a sync replaces all weights from a model folder; the reference model's weights
-come from ``model.path`` and take the policy's place for as long as a call with ``reference=True`` needs them. The
-process and its failures are the business of :mod:`p2o.rollout.vllm_process`; what runs in it is
-:mod:`p2o.rollout.vllm_worker`.
+engine without it. With ``tuning=full`` a sync replaces all weights; the reference model's weights come from
+``model.path`` and take the policy's place for as long as a call with ``reference=True`` needs them. How weights travel
+is told in :mod:`p2o.rollout.handover`; the process and its failures are the business of
+:mod:`p2o.rollout.vllm_process`; what runs in it is :mod:`p2o.rollout.vllm_worker`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
 
 from p2o.config.schema import VllmRollout
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
-from p2o.rollout.engine import EngineError, OnFinish, StalePolicyError
+from p2o.rollout.engine import EngineError, OnFinish, refuse_stale
+from p2o.rollout.handover import Adapter, ModelFolder, SharedWeights, Weights
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import DRAWN, SEED, TEMPERATURE, Probe, Scores
 from p2o.rollout.vllm_process import EngineDiedError, VllmProcess
@@ -55,11 +56,12 @@ class VllmEngine:
         self.restarts = 0
         self._version = -1
         self._scratch = tempfile.TemporaryDirectory(prefix="p2o-vllm-", ignore_cleanup_errors=True)
-        self._initial = _local_folder(policy)
-        self._current = self._initial
-        self._loads = 0
+        self._initial = ModelFolder(_local_folder(policy), kept=True)
+        self._current: Weights = self._initial
+        self._handed = 0
+        self._shares_memory = not policy.lora and shares_memory(policy.device, config)
         self._process: VllmProcess | None = None
-        self._loaded: Path | None = None
+        self._loaded: Weights | None = None
         self._has_run = False
 
     @property
@@ -77,9 +79,8 @@ class VllmEngine:
         Raises :class:`~p2o.rollout.probe.ProbeError` where they disagree, :class:`EngineError` where vLLM cannot run.
         """
         self._version = -1
-        old, self._current = self._current, self._save(version)
-        if old != self._initial:
-            shutil.rmtree(old, ignore_errors=True)
+        self._current.discard()
+        self._current = self._hand_over(version)
         scores = self._persist(lambda: self._score(self._ready(reference=False)))
         self.probe_mismatch = self.probe.check(scores, self.config.probe_tolerance)
         self._version = version
@@ -93,8 +94,7 @@ class VllmEngine:
         reference: bool = False,
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
-        if version != self._version:
-            raise StalePolicyError(f"the engine holds policy version {self._version}, not {version}: call sync first")
+        refuse_stale(self._version, version)
         results: dict[int, Generation] = {}
 
         def finish(message: dict[str, Any]) -> None:
@@ -140,39 +140,33 @@ class VllmEngine:
         self._version = -1
         self._scratch.cleanup()
 
-    def _save(self, version: int) -> Path:
-        """The policy's weights in a folder that no version had before."""
-        folder = Path(self._scratch.name) / f"version-{version}-{self._loads}"
-        self._loads += 1
-        if isinstance(self.policy.module, PeftModel):
-            self.policy.module.save_pretrained(str(folder))
-        else:
-            self.policy.save(folder)
-        return folder
+    def _hand_over(self, version: int) -> Weights:
+        """The policy's weights as they are now, under a name that none had before."""
+        self._handed += 1
+        folder = Path(self._scratch.name) / f"version-{version}-{self._handed}"
+        if self.policy.lora:
+            return Adapter(self.policy, folder, self._handed)
+        if self._shares_memory:
+            return SharedWeights(self.policy)
+        self.policy.save(folder)
+        return ModelFolder(folder)
 
     def _ready(self, reference: bool) -> VllmProcess:
         """A running process that holds what the call needs."""
         if self._process is None:
             self._process = self._start()
             self._loaded = self._initial
-        lora = self.policy.lora
-        wanted = self._initial if reference and not lora else self._current
-        if self._loaded != wanted:
+        wanted = self._initial if reference and not self.policy.lora else self._current
+        if self._loaded is not wanted:
             self._loaded = None
-            if lora:
-                # a new name and number each time, or vLLM would take the adapter, or what it cached under it, for known
-                self._process.call(
-                    "load_adapter", self.config.start_s, name=wanted.name, number=self._loads, folder=str(wanted)
-                )
-            else:
-                self._process.call("load_weights", self.config.start_s, folder=str(wanted))
+            wanted.load(self._process, self.config.start_s)
             self._loaded = wanted
         return self._process
 
     def _start(self) -> VllmProcess:
         config, model = self.config, self.policy.model_config
         options = {
-            "model": str(self._initial),
+            "model": str(self._initial.folder),
             "dtype": model.dtype,
             "trust_remote_code": model.trust_remote_code,
             "max_num_seqs": config.max_rows,
@@ -183,6 +177,7 @@ class VllmEngine:
             "kv_cache_gib": config.kv_cache_gib,
             "stop_token_ids": sorted(stop_token_ids(self.policy)),
             "lora_rank": _rank(self.policy),
+            "shares_memory": self._shares_memory,
             "extra": config.engine_args,
         }
         try:
@@ -242,6 +237,11 @@ def _local_folder(policy: Policy) -> Path:
     if isinstance(source, Path):
         return source
     return Path(snapshot_download(source, revision=policy.model_config.revision, local_files_only=True))
+
+
+def shares_memory(device: torch.device, config: VllmRollout) -> bool:
+    """Whether the engine reads whole weights where the trainer has them: both must sit on one and the same GPU."""
+    return device.type == "cuda" and config.tensor_parallel_size == 1 and config.weight_transfer == "auto"
 
 
 def _rank(policy: Policy) -> int | None:

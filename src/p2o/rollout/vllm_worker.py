@@ -9,6 +9,7 @@ is not used again.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, get_args
 
 from p2o.rewards.sandbox import die_with_parent
+from p2o.rollout import vllm_cpu
 
 BEAT_SECONDS = 1.0
 """Signs of life come at most this often."""
@@ -58,11 +60,15 @@ class Worker:
     """One vLLM engine. Its public methods, but for ``context``, are the calls."""
 
     def __init__(self, options: dict[str, Any], reply: Callable[[Mapping[str, Any]], None]) -> None:
+        # What vLLM imports stays for good, so no collector need look at it: that takes a third off the time to start.
+        gc.disable()
         from vllm.config.lora import MaxLoRARanks
         from vllm.engine.arg_utils import EngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        gc.freeze()
+        gc.enable()
         self._reply = reply
         self._cpu = current_platform.is_cpu()
         self._stop_ids: list[int] = options.pop("stop_token_ids")
@@ -76,9 +82,14 @@ class Worker:
                 raise ValueError(f"tuning.r={rank} is above the largest rank that vLLM takes")
             options |= {"enable_lora": True, "max_lora_rank": supported[0], "max_loras": 1, "max_cpu_loras": 1}
         if self._cpu:
-            options |= _cpu_options()
+            options |= vllm_cpu.options()
+            vllm_cpu.multiply_adapters_plainly()
         else:
             options["enable_sleep_mode"] = True
+        if options.pop("shares_memory"):
+            # vLLM hands the handles on to its own processes as a pickle; they come from this process's parent alone.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+            options["weight_transfer_config"] = {"backend": "ipc"}
         extra = options.pop("extra")
         arguments = EngineArgs(
             skip_tokenizer_init=True,
@@ -112,8 +123,20 @@ class Worker:
         """Replace all weights by those of a model folder, in place."""
         self._wake("weights")
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        self._replaced()
+
+    def read_weights(self, update: dict[str, Any]) -> None:
+        """Replace all weights by the trainer's, read where these lie. ``update`` is an IPCWeightTransferUpdateInfo."""
+        self._wake("weights")
+        self._engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"packed": False}})
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", kwargs={"update_info": update})
+        self._engine.collective_rpc("finish_weight_update")
+        self._replaced()
+
+    def _replaced(self) -> None:
         if self._cpu:
-            self._engine.apply_model(_repack_head)
+            self._engine.apply_model(vllm_cpu.repack_head)
         self._engine.reset_prefix_cache()
 
     def generate(
@@ -181,17 +204,6 @@ class Worker:
         )
 
 
-def _cpu_options() -> dict[str, Any]:
-    """The CPU build runs in this process, threads where the system puts them: that halves the time to start.
-
-    A prompt is prefilled in one piece, since a request with a seed of its own may not be cut there: the sampler would
-    wind a generator back, which those of a CPU cannot.
-    """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    return {"enforce_eager": True, "enable_chunked_prefill": False}
-
-
 def _params(**fields: Any) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -199,12 +211,6 @@ def _params(**fields: Any) -> Any:
     return SamplingParams(
         logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **fields
     )
-
-
-def _repack_head(model: Any) -> None:
-    """The CPU build multiplies by a packed copy of the output layer, which a reload leaves as it was where the layer
-    shares its weights with the embedding."""
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 if __name__ == "__main__":
