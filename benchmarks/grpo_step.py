@@ -16,6 +16,8 @@ from benchmarks.subject import configure, device, load, model_folder, problems, 
 QUESTIONS = 8
 ROLLOUTS = 6
 NEW_TOKENS = 48
+TRL_BATCHES = (48, 12)
+"""Rollouts a forward and backward pass of TRL: one pass, or passes that need less memory."""
 
 
 def ours(watch: Stopwatch, tuning: str) -> None:
@@ -127,14 +129,15 @@ def trl(watch: Stopwatch, tuning: str, batch: int, weights: str) -> None:
 
 
 def _row(tuning: str, weights: str) -> Row:
-    theirs = {"tuning": tuning, "batch": 48, "weights": weights}
-    return Row(
-        f"GRPO step, {tuning}",
-        (
-            Contestant("p2o", "benchmarks.grpo_step:ours", {"tuning": tuning}),
-            Contestant("TRL GRPOTrainer", "benchmarks.grpo_step:trl", theirs),
-        ),
-    )
+    theirs = [
+        Contestant(
+            f"TRL GRPOTrainer, {batch} rollouts a pass",
+            "benchmarks.grpo_step:trl",
+            {"tuning": tuning, "batch": batch, "weights": weights},
+        )
+        for batch in TRL_BATCHES
+    ]
+    return Row(f"GRPO step, {tuning}", (Contestant("p2o", "benchmarks.grpo_step:ours", {"tuning": tuning}), *theirs))
 
 
 ROWS = (_row("lora", "bfloat16"), _row("full", "float32"))

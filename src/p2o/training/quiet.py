@@ -11,6 +11,7 @@ HARMLESS = (
     r".*module\(s\) in eval mode at the start of training.*",  # no dropout is trained: train and eval are the same
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of torch
     r".*does not have many workers.*",  # the loader hands out text
+    r"Detected call of `lr_scheduler\.step\(\)` before.*",  # the schedule counts rounds, with or without a signal
 )
 
 
