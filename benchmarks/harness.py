@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,7 @@ from typing import IO, Any
 ROOT = Path(__file__).parents[1]
 """Where the package ``benchmarks`` can be imported."""
 LONG_S = 30.0
-"""Work that takes longer is measured fewer times."""
-LONG_RUNS = 3
+"""Of work that takes longer the first run counts too instead of being thrown away: the median does not mind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,8 @@ class Row:
     """One comparison. The first contestant is measured against each of the others.
 
     ``rate`` names the figure that is divided by the seconds ("" = the seconds themselves are compared). ``memory``
-    names the figure that is compared: peak_mib | added_mib (above what was loaded) | "" (none).
+    names the figure that is compared: peak_mib | added_mib (above what was loaded) | "" (none). ``outcome`` names a
+    figure that is shown beside the time.
     """
 
     name: str
@@ -49,25 +49,26 @@ class Row:
     warm_up: bool = True
     rate: str = ""
     memory: str = "peak_mib"
+    outcome: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A contestant's measurements, one mapping of figures a run."""
+    """A contestant's measurements, one mapping of figures a run; ``error`` says why it has fewer than the others."""
 
     contestant: Contestant
     runs: Sequence[Mapping[str, float]]
+    error: str = ""
 
     def median(self, figure: str) -> float:
         return statistics.median(run[figure] for run in self.runs)
 
-    def spread(self, figure: str) -> tuple[float, float]:
-        values = [run[figure] for run in self.runs]
-        return min(values), max(values)
+    def speeds(self, rate: str) -> list[float]:
+        """What is compared, one a run, larger is faster."""
+        return [(run[rate] if rate else 1.0) / run["seconds"] for run in self.runs]
 
     def speed(self, rate: str) -> float:
-        """What is compared, larger is faster."""
-        return statistics.median((run[rate] if rate else 1.0) / run["seconds"] for run in self.runs)
+        return statistics.median(self.speeds(rate))
 
 
 class BenchmarkError(RuntimeError):
@@ -92,15 +93,16 @@ class _Process:
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
         )
         self.runs: list[dict[str, float]] = []
+        self.error = ""
 
     def wait_until_loaded(self) -> None:
         self._read()
 
-    def run(self) -> dict[str, float]:
+    def run(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        return self._read()
+        self.runs.append(self._read())
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -124,38 +126,42 @@ class _Process:
 
 
 def measure(row: Row, *, threads: int, realtime: bool = False) -> list[Result]:
-    """The row's contestants in turn, in the order given.
-
-    A row whose slowest contestant takes more than :data:`LONG_S` is measured :data:`LONG_RUNS` times, the first of them
-    being what warms up the others.
-    """
+    """The row's contestants in turn, in the order given; one that fails is left behind, the others go on."""
     with ExitStack() as stack:
         processes = []
         for contestant in row.contestants:
             log = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             processes.append(_Process(contestant, log, threads, realtime))
             stack.callback(processes[-1].close)
-        for process in processes:
-            process.wait_until_loaded()
-        first = [process.run() for process in processes] if row.warm_up else []
-        runs = row.runs
-        if any(figures["seconds"] > LONG_S for figures in first):
-            runs = min(runs, LONG_RUNS)
-            for process, figures in zip(processes, first, strict=True):
-                process.runs.append(figures)
-        while len(processes[0].runs) < runs:
+        _each(processes, _Process.wait_until_loaded)
+        _each(processes, _Process.run)
+        if row.warm_up and not any(process.runs[0]["seconds"] > LONG_S for process in processes if process.runs):
             for process in processes:
-                process.runs.append(process.run())
-        return [Result(process.contestant, process.runs) for process in processes]
+                process.runs.clear()
+        while any(len(process.runs) < row.runs for process in processes if not process.error):
+            _each(processes, _Process.run)
+        return [Result(process.contestant, process.runs, process.error) for process in processes]
+
+
+def _each(processes: Iterable[_Process], call: Callable[[_Process], None]) -> None:
+    for process in processes:
+        if not process.error:
+            try:
+                call(process)
+            except BenchmarkError as error:
+                process.error = str(error)
 
 
 def table(rows: Iterable[tuple[Row, Sequence[Result]]]) -> str:
-    """Markdown: one line a rival, ours beside it."""
+    """Markdown: one line a rival, ours beside it. Contestants that failed are left out, with ours the whole row."""
     lines = [
         "| what | ours | against | theirs | faster | peak memory, ours | theirs | share | runs |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row, (ours, *rivals) in rows:
+    for row, (ours, *others) in rows:
+        if ours.error:
+            continue
+        rivals = [other for other in others if not other.error]
         for rival in rivals or [None]:
             cells = [row.name, _time(row, ours)]
             if rival is None:
@@ -171,9 +177,11 @@ def table(rows: Iterable[tuple[Row, Sequence[Result]]]) -> str:
 
 def _time(row: Row, result: Result) -> str:
     if row.rate:
-        return f"{result.speed(row.rate):,.0f} {row.rate}/s"
-    low, high = result.spread("seconds")
-    return f"{result.median('seconds'):.2f} s ({low:.2f}–{high:.2f})"
+        speeds = result.speeds(row.rate)
+        return f"{result.speed(row.rate):,.0f} {row.rate}/s ({min(speeds):,.0f}–{max(speeds):,.0f})"
+    seconds = [run["seconds"] for run in result.runs]
+    outcome = f", {row.outcome} {result.median(row.outcome):.3f}" if row.outcome else ""
+    return f"{result.median('seconds'):.2f} s ({min(seconds):.2f}–{max(seconds):.2f}){outcome}"
 
 
 def _memory(row: Row, result: Result) -> str:

@@ -28,10 +28,12 @@ def ours(watch: Stopwatch) -> None:
 
 def vllm(watch: Stopwatch) -> None:
     """vLLM as p2o drives it, its process started and warmed up before."""
+    import p2o.rollout.vllm
     from p2o.rollout.vllm import VllmEngine
 
-    config = configure("rollout=vllm", "rollout.enforce_eager=false", "rollout.engine_args.generation_config=vllm")
+    config = configure("rollout=vllm")
     policy = load(config)
+    p2o.rollout.vllm.stop_token_ids = lambda _: frozenset()  # no answer ends early
     engine = VllmEngine(policy, config.rollout)  # type: ignore[arg-type]
     engine.sync(0)
     _generate(watch, engine, [renderer(config, policy).render(p.question) for p in problems(QUESTIONS)])

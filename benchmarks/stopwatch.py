@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ REALTIME_PRIORITY = 5
 class Stopwatch:
     """Seconds of wall clock and peak memory of what happens between :meth:`begin` and :meth:`end`.
 
-    Memory is the process's resident set, or what torch holds on the GPU where there is one. ``realtime`` gives the
+    Memory is the resident set of the process and those that it started, each at its own peak, or what torch holds on
+    the GPU where there is one. ``realtime`` gives the
     measured work the processors before anything else on the machine (needs root).
     """
 
@@ -75,31 +76,43 @@ def _reset_peak() -> None:
     if (cuda := _cuda()) is not None:
         cuda.reset_peak_memory_stats()
         return
-    with suppress(OSError):  # elsewhere than on Linux the peak is that of the whole process
-        Path("/proc/self/clear_refs").write_text("5")
+    for process in _processes():
+        with suppress(OSError):
+            (process / "clear_refs").write_text("5")
 
 
 def _memory_mib(field: str) -> float:
     """VmRSS (now) or VmHWM (the peak since it was reset), with their counterparts on a GPU."""
     if (cuda := _cuda()) is not None:
         return (cuda.memory_allocated() if field == "VmRSS" else cuda.max_memory_allocated()) / MIB
+    return sum(_status_mib(process, field) for process in _processes())
+
+
+def _status_mib(process: Path, field: str) -> float:
     with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in (process / "status").read_text().splitlines():
             if line.startswith(field):
                 return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024
+    return 0.0
+
+
+def _processes() -> Iterator[Path]:
+    """This process and all that it started, as folders of /proc."""
+    pending = [os.getpid()]
+    while pending:
+        process = Path(f"/proc/{pending.pop()}")
+        yield process
+        for task in (process / "task").iterdir():
+            with suppress(OSError):
+                pending += map(int, (task / "children").read_text().split())
 
 
 def _schedule(policy: int, priority: int) -> None:
-    """For every thread of this process and of the processes that it started."""
-    pending = [os.getpid()]
-    while pending:
-        tasks = Path(f"/proc/{pending.pop()}/task")
-        for task in tasks.iterdir():
+    """For every thread of these processes."""
+    for process in _processes():
+        for task in (process / "task").iterdir():
             with suppress(OSError):
                 os.sched_setscheduler(int(task.name), policy, os.sched_param(priority))
-                pending += map(int, (task / "children").read_text().split())
 
 
 def main() -> None:

@@ -18,14 +18,19 @@ from p2o.rollout.prompts import PromptRenderer
 from p2o.tasks import load_problems
 from p2o.types import Problem
 
+MODEL_VARIABLE = "P2O_BENCHMARK_MODEL"
+"""Environment variable that names another model than the default job's to every contestant."""
+
 
 def configure(*overrides: str) -> Config:
     """The default job's configuration with ``overrides``."""
+    model = os.environ.get(MODEL_VARIABLE)
+    chosen = ["model=hub", f"model.path={model}"] if model else []
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     register_schemas()
     register_launcher()
     with initialize_config_module("p2o.conf", version_base="1.3"):
-        return load_config(compose("config", overrides=["run_dir=unused", *overrides]))
+        return load_config(compose("config", overrides=["run_dir=unused", *chosen, *overrides]))
 
 
 def device() -> torch.device:

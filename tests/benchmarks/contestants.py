@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,3 +27,14 @@ def sleeper(watch: Stopwatch, name: str, seconds: float, mib: int, diary: str) -
 def broken(watch: Stopwatch) -> None:
     watch.begin()
     raise ValueError("no such model")
+
+
+def parent(watch: Stopwatch, mib: int) -> None:
+    """Its child holds the memory."""
+    code = f"import sys; held = b'x' * ({mib} << 20); print(flush=True); sys.stdin.read()"
+    while True:
+        watch.begin()
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            watch.end()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks import harness
-from benchmarks.harness import BenchmarkError, Contestant, Result, Row, measure, table
+from benchmarks.harness import Contestant, Result, Row, measure, table
 
 
 def _sleeper(name: str, seconds: float, mib: int, diary: Path) -> Contestant:
@@ -27,19 +28,28 @@ def test_contestants_take_turns_and_are_measured(tmp_path: Path) -> None:
     assert theirs.median("added_mib") == pytest.approx(72, abs=4)
 
 
-def test_long_work_is_measured_fewer_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_long_work_the_first_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "LONG_S", 0.1)
     diary = tmp_path / "diary"
-    row = Row("sleep", (_sleeper("A", 0.0, 1, diary), _sleeper("B", 0.15, 1, diary)), runs=5)
+    row = Row("sleep", (_sleeper("A", 0.0, 1, diary), _sleeper("B", 0.15, 1, diary)), runs=3)
     ours, _ = measure(row, threads=1)
-    assert diary.read_text() == "AB" * harness.LONG_RUNS
-    assert len(ours.runs) == harness.LONG_RUNS
+    assert diary.read_text() == "AB" * 3
+    assert len(ours.runs) == 3
 
 
-def test_a_contestant_that_fails_is_named_with_what_it_said() -> None:
-    row = Row("broken", (Contestant("B", "tests.benchmarks.contestants:broken"),))
-    with pytest.raises(BenchmarkError, match=r"(?s)B ended with 1.*no such model"):
-        measure(row, threads=1)
+def test_a_contestant_that_fails_says_why_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    broken = Contestant("B", "tests.benchmarks.contestants:broken")
+    row = Row("broken", (_sleeper("A", 0.0, 1, tmp_path / "diary"), broken), runs=2)
+    ours, theirs = measure(row, threads=1)
+    assert (len(ours.runs), ours.error) == (2, "")
+    assert re.search(r"(?s)B ended with 1.*no such model", theirs.error)
+    assert table([(row, [ours, theirs])]) == table([(row, [ours])])
+
+
+def test_memory_counts_the_processes_that_a_contestant_started() -> None:
+    row = Row("parent", (Contestant("P", "tests.benchmarks.contestants:parent", {"mib": 64}),), runs=1)
+    (ours,) = measure(row, threads=1)
+    assert ours.median("added_mib") > 64
 
 
 def _result(name: str, *seconds: float, **figures: Any) -> Result:
@@ -48,17 +58,18 @@ def _result(name: str, *seconds: float, **figures: Any) -> Result:
 
 def test_the_table_compares_the_first_with_each_other_one() -> None:
     plain = Row("step", ())
+    job = Row("job", (), memory="", outcome="accuracy")
     rate = Row("rollouts", (), rate="tokens", memory="")
     text = table(
         [
             (plain, [_result("p2o", 1.0, 2.0, 9.0), _result("X", 8.0, peak_mib=2048.0), _result("Y", 1.0)]),
             (rate, [_result("p2o", 2.0, tokens=6000), _result("Z", 3.0, tokens=3000)]),
-            (plain, [_result("p2o", 5.0)]),
+            (job, [_result("p2o", 5.0, accuracy=0.6)]),
         ]
     )
     assert text.splitlines()[2:] == [
         "| step | 2.00 s (1.00–9.00) | X | 8.00 s (8.00–8.00) | 4.0× | 0.50 GiB | 2.00 GiB | 0.25 | 3 |",
         "| step | 2.00 s (1.00–9.00) | Y | 1.00 s (1.00–1.00) | 0.5× | 0.50 GiB | 0.50 GiB | 1.00 | 3 |",
-        "| rollouts | 3,000 tokens/s | Z | 1,000 tokens/s | 3.0× | – | – | – | 1 |",
-        "| step | 5.00 s (5.00–5.00) | – | – | – | 0.50 GiB | – | – | 1 |",
+        "| rollouts | 3,000 tokens/s (3,000–3,000) | Z | 1,000 tokens/s (1,000–1,000) | 3.0× | – | – | – | 1 |",
+        "| job | 5.00 s (5.00–5.00), accuracy 0.600 | – | – | – | – | – | – | 1 |",
     ]
