@@ -5,9 +5,9 @@ every life; the child goes on where ``python -m p2o.run`` has them behind it.
 
 Commands come as JSON lines, one reply a line. A command holds ``argv``, ``output`` (a file for what the child says),
 ``work`` (a file that it adds a line to for every piece of work that it begins), and a way to die: ``strike`` with the
-name of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``; or
-``cpu``, the processor seconds after which SIGKILL comes from outside; or neither. ``sizes`` is a file for what each
-round left in memory.
+name of a point of :mod:`points`, which ``call`` of it, under which ``step`` and ``stage``, and by which ``signal``
+(or ``engine_error``, which is raised there); or ``cpu``, the processor seconds after which SIGKILL comes from
+outside; or neither. ``sizes`` is a file for what each round left in memory.
 """
 
 from __future__ import annotations

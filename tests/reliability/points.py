@@ -21,6 +21,7 @@ from p2o.reporting import json_lines, reporter
 from p2o.reporting.reporter import Reporter
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.rewards.pool import GraderPool
+from p2o.rollout.engine import EngineError
 from p2o.rollout.hf import HfEngine, _Decode
 from p2o.rollout.sampler import Sampler
 from p2o.training import checkpoint, module
@@ -168,6 +169,7 @@ class Striker:
         self.step = command.get("step")
         self.stage = command.get("stage")
         self.signal = command.get("signal", signal.SIGKILL)
+        self.error = EngineError("its server is gone") if command.get("engine_error") else None
         self.cut: Callable[[], None] | None = None
         self.module: P2OModule | None = None
 
@@ -178,6 +180,8 @@ class Striker:
             return
         self.calls -= 1
         if self.calls == 0:
+            if self.error is not None:
+                raise self.error
             if self.cut is not None and self.signal == signal.SIGKILL:
                 self.cut()
             os.kill(os.getpid(), self.signal)

@@ -43,12 +43,37 @@ def test_a_stopped_run_says_so_and_goes_on(
     assert differing(story(whole), story(tmp_path / "run")) == []
 
 
+@pytest.mark.parametrize(
+    ("death", "saved"),
+    [
+        ({"strike": "a step of decoding", "step": 2, "stage": "policy", "call": 3}, 2),
+        ({"strike": "a micro-batch", "step": 1}, 2),  # the round before has no checkpoint: both are saved
+    ],
+    ids=["decoding", "update"],
+)
 def test_rounds_without_a_checkpoint_are_saved_when_the_run_is_stopped(
-    driver: Driver, whole: Path, tmp_path: Path
+    death: dict[str, Any], saved: int, driver: Driver, whole: Path, tmp_path: Path
 ) -> None:
     rare = "trainer.checkpoint_every=3"
-    death = {"strike": "a step of decoding", "step": 2, "stage": "policy", "call": 3, "signal": int(signal.SIGTERM)}
-    assert driver.live(tmp_path / "run", rare, **death).code == 143
+    assert driver.live(tmp_path / "run", rare, signal=int(signal.SIGTERM), **death).code == 143
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == saved
+    assert driver.live(tmp_path / "run", rare).code == 0
+    assert differing(story(whole), story(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize(
+    "death",
+    [{"strike": "a step of decoding", "stage": "policy", "call": 3}, {"strike": "the engine synced"}],
+    ids=lambda death: death["strike"],
+)
+def test_rounds_without_a_checkpoint_are_saved_when_the_engine_gives_up(
+    death: dict[str, Any], driver: Driver, whole: Path, tmp_path: Path
+) -> None:
+    rare = "trainer.checkpoint_every=3"
+    life = driver.live(tmp_path / "run", rare, engine_error=True, step=2, **death)
+    assert life.code == 1
+    assert "its server is gone" in life.said
+    assert "Traceback" not in life.said
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == 2
     assert driver.live(tmp_path / "run", rare).code == 0
     assert differing(story(whole), story(tmp_path / "run")) == []

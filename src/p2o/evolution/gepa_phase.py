@@ -59,6 +59,11 @@ class Evolution:
     failures: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def why_it_stopped(self) -> str:
+        """``stop_reason`` with what became of the proposals, for people."""
+        return ", ".join([self.stop_reason, *(f"{count} {kind}" for kind, count in self.rejected.items())])
+
+    @property
     def seed_dev_score(self) -> float:
         """Mean dev score of the empty template."""
         return self.pool[0].dev_score

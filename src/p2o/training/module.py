@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -34,6 +35,7 @@ from p2o.policy.update import update
 from p2o.reporting import json_lines, positions, profile
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
+from p2o.rollout.engine import EngineError
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
 from p2o.training.budget import exhausted
@@ -108,12 +110,8 @@ class P2OModule(LightningModule):
 
     def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> None:
         """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
-        ledger = self.state.ledger.to_json()
-        try:
+        with self._whole_rounds_saved():
             groups, sampling_s = _timed(lambda: self.sample_groups(problems))
-        except Stopped:
-            self._save_whole_rounds(ledger)
-            raise
         with self._stop.deferred():
             self._learn(groups, sampling_s)
 
@@ -124,7 +122,6 @@ class P2OModule(LightningModule):
         metrics, update_s = _timed(lambda: self.update_policy(groups))
         state.ledger.add(Phase.POLICY, seconds=update_s)
         state.policy_version += 1
-        self.sampler.engine.sync(state.policy_version)
         for group in groups:
             state.records[group.problem.id] = Record.of(group)
         state.round += 1
@@ -139,12 +136,15 @@ class P2OModule(LightningModule):
         )
         self.progress.round_done(state, scalars)
         profile.report(f"round {state.step}")
-        if validated := self._validation_due():
-            self.validate_plain()
-        if self.trainer.is_last_batch or self._budget_spent():
-            self._enter(Stage.PROMPT)
-        elif validated or state.step % self.config.trainer.checkpoint_every == 0:
-            self.checkpoint()  # also after a validation: the best policy must be on disk
+        ended = self.trainer.is_last_batch or self._budget_spent()
+        state.stage = Stage.PROMPT if ended else Stage.POLICY
+        with self._whole_rounds_saved():
+            self.sampler.engine.sync(state.policy_version)
+            if validated := self._validation_due():
+                self.validate_plain()
+        due = state.step % self.config.trainer.checkpoint_every == 0
+        if ended or due or validated or self._stop.asked:  # validated: the best policy must be on disk
+            self.checkpoint()
 
     def on_train_epoch_end(self) -> None:
         self.prompt_phase()
@@ -167,7 +167,7 @@ class P2OModule(LightningModule):
         profile.report(f"the prompt phase of epoch {state.epoch}")
         assignment = self.assign_templates(hard, evolution)
         if evolution is not None and not assignment.by_problem:
-            note = "no template solved anything: the next epoch is plain GRPO"
+            note = f"no template to use ({evolution.why_it_stopped}): the next epoch is plain GRPO"
         summary = epoch_summary(state, hard, evolution, assignment, note)
         state.assignment = assignment
         state.front = [t.text for t in evolution.front] if evolution is not None else []
@@ -359,11 +359,20 @@ class P2OModule(LightningModule):
         if best is not None and best[0] == self.state.step:
             self.store.mark_best()
 
-    def _save_whole_rounds(self, ledger: dict[str, dict[str, float]]) -> None:
-        """Write the rounds that no checkpoint has yet; ``ledger`` is their cost, without that of a round cut short."""
-        if self._saved_step != self.state.step:
-            self.state = dataclasses.replace(self.state, ledger=Ledger.from_json(ledger))
-            self.checkpoint()
+    @contextmanager
+    def _whole_rounds_saved(self) -> Iterator[None]:
+        """Where a stop or a broken engine ends the block, the rounds that no checkpoint has yet are written.
+
+        Their cost too, without that of what was cut short.
+        """
+        ledger = self.state.ledger.to_json()
+        try:
+            yield
+        except (Stopped, EngineError):
+            if self._saved_step != self.state.step:
+                self.state = dataclasses.replace(self.state, ledger=Ledger.from_json(ledger))
+                self.checkpoint()
+            raise
 
     def _restore(self) -> None:
         if self._resume_from is not None:

@@ -58,6 +58,11 @@ class Stop:
             self._deferrals -= 1
         self.check()
 
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._by is not None
+
     def check(self) -> None:
         """Raise :class:`Stopped` where a signal has come."""
         if self._by is not None:
