@@ -29,6 +29,7 @@ from p2o.evolution.reflectors import Reflector
 from p2o.policy.mismatch import Truncation
 from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
+from p2o.policy.optimizer import adamw
 from p2o.policy.samples import advantages_of
 from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
@@ -313,17 +314,12 @@ class P2OModule(LightningModule):
     # ------------------------------------------------------------------ Lightning's side
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the trained tensors; linear warm-up, then constant.
+        """AdamW; linear warm-up, then constant.
 
         The schedule is stepped by the update, which alone knows when a step was taken, so Lightning never sees it.
         """
         config = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.policy.trainable.values(),
-            lr=config.tuning.learning_rate,
-            betas=(config.policy.betas[0], config.policy.betas[1]),
-            weight_decay=config.policy.weight_decay,
-        )
+        self.optimizer = adamw(self.policy, config.tuning.learning_rate, config.policy)
         warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
         self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
         return self.optimizer
