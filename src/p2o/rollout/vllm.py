@@ -71,7 +71,8 @@ class VllmEngine:
     @property
     def pid(self) -> int | None:
         """Of the engine's process; None where none runs."""
-        return self._process.pid if self._process is not None else None
+        process = self._running
+        return process.pid if process is not None else None
 
     def sync(self, version: int) -> None:
         """Hand over the weights and let the engine and the trainer score the probe.
@@ -126,8 +127,8 @@ class VllmEngine:
         """Give the accelerator's memory to the trainer; weights wait in host memory. The next call wakes the engine."""
 
         def ask() -> None:
-            if self._process is not None:
-                self._process.call("sleep", self.config.start_s)
+            if (process := self._running) is not None:
+                process.call("sleep", self.config.start_s)
 
         self._persist(ask)
 
@@ -139,6 +140,11 @@ class VllmEngine:
         self._drop()
         self._version = -1
         self._scratch.cleanup()
+
+    @property
+    def _running(self) -> VllmProcess | None:
+        """The process; None where none was started, or a call that failed has ended it."""
+        return self._process if self._process is not None and self._process.running else None
 
     def _hand_over(self, version: int) -> Weights:
         """The policy's weights as they are now, under a name that none had before."""
@@ -153,15 +159,15 @@ class VllmEngine:
 
     def _ready(self, reference: bool) -> VllmProcess:
         """A running process that holds what the call needs."""
-        if self._process is None:
-            self._process = self._start()
+        if (process := self._running) is None:
+            process = self._process = self._start()
             self._loaded = self._initial
         wanted = self._initial if reference and not self.policy.lora else self._current
         if self._loaded is not wanted:
             self._loaded = None
-            wanted.load(self._process, self.config.start_s)
+            wanted.load(process, self.config.start_s)
             self._loaded = wanted
-        return self._process
+        return process
 
     def _start(self) -> VllmProcess:
         config, model = self.config, self.policy.model_config
