@@ -44,7 +44,7 @@ class Recorder:
             if Recorder.dies:
                 Recorder.dies = False
                 raise EngineDiedError("was killed")
-            on_line({"done": 0, "tokens": [9], "logprobs": [-1.0], "finish_reason": "length"})
+            on_line({"done": 0, "tokens": [9], "logprobs": [-1.0], "finish_reason": "length", "cached": 0})
         return None
 
     def kill(self) -> None:

@@ -44,9 +44,10 @@ class VllmEngine:
     """A :class:`~p2o.rollout.engine.RolloutEngine` over one vLLM process, started at the first ``sync``.
 
     Each prompt's seed is its request's own, on the CPU build as on a GPU, so results do not depend on the order of the
-    prompts. ``probe_mismatch`` is what the last sync's probe found (see :mod:`p2o.rollout.probe`), ``restarts`` counts
-    processes that had to be replaced. A process that dies, fails or falls silent is replaced, gets the current weights
-    and is asked again for what it had not finished; after ``max_restarts`` in one call that is an :class:`EngineError`.
+    prompts. ``probe_mismatch`` is what the last probe found (see :mod:`p2o.rollout.probe`), ``restarts`` counts
+    processes that had to be replaced, ``cached_tokens`` those of prompts that the prefix cache held already. A process
+    that dies, fails or falls silent is replaced, gets the current weights and is asked again for what it had not
+    finished; after ``max_restarts`` in one call that is an :class:`EngineError`.
     Weights are handed over, and vLLM's log is kept, in a draft below ``run_dir``, or in a temporary folder.
     """
 
@@ -61,6 +62,7 @@ class VllmEngine:
         self.probe = Probe(policy)
         self.probe_mismatch = float("nan")
         self.restarts = 0
+        self.cached_tokens = 0
         self._version = -1
         self._scratch = scratch_folder(run_dir, "vllm")
         self._initial = ModelFolder(_local_folder(policy), kept=True)
@@ -117,6 +119,7 @@ class VllmEngine:
             text: Any = self.policy.tokenizer.decode(list(tokens), skip_special_tokens=True)
             made = Generation(tokens, tuple(message["logprobs"]), text, message["finish_reason"])
             count(len(tokens))
+            self.cached_tokens += message["cached"]
             results[message["done"]] = made
             if on_finish is not None:
                 on_finish(message["done"], made)
@@ -149,7 +152,11 @@ class VllmEngine:
             self._persist(ask)
 
     def scalars(self) -> Mapping[str, float]:
-        return {"probe_mismatch": self.probe_mismatch, "restarts": self.restarts}
+        return {
+            "probe_mismatch": self.probe_mismatch,
+            "restarts": self.restarts,
+            "cached_tokens": self.cached_tokens,
+        }
 
     def close(self) -> None:
         """End the process and remove the folders that weights were handed over in."""

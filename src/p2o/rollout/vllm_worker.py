@@ -165,6 +165,7 @@ class Worker:
                     "tokens": list(completion.token_ids),
                     "logprobs": completion.logprobs.logprobs,
                     "finish_reason": completion.finish_reason,
+                    "cached": output.num_cached_tokens or 0,
                 }
             )
 
