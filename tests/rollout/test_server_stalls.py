@@ -171,6 +171,8 @@ def test_the_end_does_not_wait_for_a_server_that_stalls(
     one.close()
     assert time.monotonic() - begun < 20.0
     assert good.adapters == set()
+    assert not one._thread.is_alive()
+    one.close()
 
 
 def test_lengths_that_a_server_cannot_hold_are_named(

@@ -88,7 +88,8 @@ class VllmServerEngine:
         """What the servers that are dropped did, and when by the loop's clock."""
         # The loop has a thread of its own, so that a signal meets the main thread in a plain wait and not in the loop.
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="vllm servers", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm servers", daemon=True)
+        self._thread.start()
 
     @property
     def version(self) -> int:
@@ -149,11 +150,12 @@ class VllmServerEngine:
     def close(self) -> None:
         """Leave the servers as they were found, as far as they answer, and remove the adapter's folder."""
         self._version = -1
-        if self._loop.is_running():
+        if self._thread.is_alive():
             try:
                 self._start(self._leave()).result()
             finally:
                 self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()  # else a second call could ask a loop that is about to stop
         for folder in (self._adapter, self._scratch):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
