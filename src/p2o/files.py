@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +48,21 @@ def is_draft(path: Path) -> bool:
 def remove_drafts(folder: Path) -> None:
     """Delete what killed processes left half written anywhere below ``folder``; nobody else may be writing there."""
     for path in [path for path in folder.rglob(".*.tmp") if is_draft(path)]:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def scratch_folder(parent: Path | None, name: str) -> Path:
+    """An empty folder for what this process hands to others. In ``parent`` it is a draft, which :func:`remove_drafts`
+    finds after a kill; without one it is a temporary folder of the system."""
+    if parent is None:
+        return Path(tempfile.mkdtemp(prefix=f"p2o-{name}-"))
+    folder = draft_of(parent.expanduser().resolve() / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def sync_folder(folder: Path) -> None:

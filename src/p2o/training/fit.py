@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,12 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
     )
     rounds = num_rounds(len(training), config) * config.trainer.epochs
-    with GraderPool(config.reward) as grader, Progress(rounds, enabled=config.trainer.progress) as progress:
-        engine = build_engine(config, policy)
+    longest = longest_sequences(config, renderer, context)
+    with (
+        GraderPool(config.reward) as grader,
+        Progress(rounds, enabled=config.trainer.progress) as progress,
+        closing(build_engine(config, policy, longest)) as engine,
+    ):
         sampler = Sampler(engine, renderer, grader, state.ledger)
         logger = _logger(config, run_dir, state)
         module = P2OModule(
@@ -107,11 +112,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             resume_from=checkpoint,
             stop=stop,
         )
-        try:
-            with profiling(policy, enabled=config.profile):
-                _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
-        finally:
-            engine.close()
+        with profiling(policy, enabled=config.profile):
+            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 
 
@@ -158,6 +160,20 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
     )
     reflector.check()
     return reflector
+
+
+def longest_sequences(config: Config, renderer: PromptRenderer, context: int | None) -> dict[str, int]:
+    """What the engine must have room for, by the keys that set it. Questions go no further than the model attends
+    (:func:`within_context`); a reflection of Self-Ref is a message, so that its header comes on top."""
+    rollout, reflector = config.rollout, config.reflector
+    lengths = {"rollout.max_prompt_tokens + rollout.max_new_tokens": rollout.max_prompt_tokens + rollout.max_new_tokens}
+    if context is not None:
+        lengths = {keys: min(tokens, context) for keys, tokens in lengths.items()}
+    if config.gepa.variant == "self_ref":
+        header = len(renderer.render_chat(""))
+        keys = "reflector.max_prompt_tokens + reflector.max_new_tokens + the chat header"
+        lengths[keys] = reflector.max_prompt_tokens + reflector.max_new_tokens + header
+    return lengths
 
 
 def within_context(

@@ -22,6 +22,11 @@ NOT_OF_THE_RUN = frozenset(
     {
         *("run_dir", "resume", "plan", "policy.max_skipped_steps"),
         *(f"trainer.{key}" for key in ("progress", "threads", "accelerator")),
+        # of an engine: what it may take of its machine, where it is, how long it is waited for
+        *(f"rollout.{key}" for key in ("max_rows", "max_model_len", "kv_cache_gib", "gpu_memory_utilization")),
+        *(f"rollout.{key}" for key in ("tensor_parallel_size", "enforce_eager", "weight_transfer", "max_restarts")),
+        *(f"rollout.{key}" for key in ("start_s", "stall_s", "urls", "api_key_env", "adapter_dir", "concurrency")),
+        *(f"rollout.{key}" for key in ("timeout_s", "retry_s", "max_retries")),
         # of an evaluation: what is counted from its answers, and how it is shown
         *("compare", "pass_at", "confidence", "resamples", "progress", "threads"),
     }
