@@ -12,7 +12,7 @@ from itertools import count
 
 import pytest
 import reasoning_gym
-from hostile import SENTINEL, Watch, framed, hostile
+from hostile import SENTINEL, Stalls, Watch, framed, hostile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -25,6 +25,8 @@ GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 
 MATH = [Problem(f"hostile-{i}", "", gold) for i, gold in enumerate(GOLDS)]
 DEADLINE = 2.0
 BATCH = 20
+BATCHES = 15
+"""Of one seed."""
 SEED = "P2O_SOAK_SEED"
 """The environment variable that gives the long form the seed of another time."""
 
@@ -76,10 +78,10 @@ def watched() -> Iterator[Callable[[str, list[str]], tuple[GraderPool, Watch]]]:
 def graded(pool: GraderPool, answers: list[tuple[Problem, str]]) -> list[Grade]:
     futures = []
     for problem, text in answers:
-        start = time.monotonic()
+        start = time.thread_time()
         futures.append(pool.submit(problem, text))
-        assert time.monotonic() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
-    return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 60.0) for future in futures]
+        assert time.thread_time() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
+    return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 600.0) for future in futures]
 
 
 def is_gold(problem: Problem, grade: Grade) -> bool:
@@ -95,7 +97,7 @@ def try_hostile_answers(
     tried: set[int] = set()
     print(f"{SEED}={start} tries the same answers again")
 
-    @settings(max_examples=wanted // BATCH, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=BATCHES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(questions, hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH))
     def none_is_right(answers: list[tuple[Problem, str, int]]) -> None:
         pairs = {(problem.id, text := framed(answer, frame)): (problem, text) for problem, answer, frame in answers}
@@ -109,16 +111,18 @@ def try_hostile_answers(
         outcomes.update(grade.outcome for grade in grades)
         tried.update(new)  # at the end, so that one that fails fails again when it is made smaller
 
-    for number in count(start):
-        seed(number)(none_is_right)()
-        if len(tried) >= wanted:
-            break
+    with Stalls() as stalls:
+        for number in count(start):
+            seed(number)(none_is_right)()
+            print(f"{len(tried)} different answers: {dict(outcomes)}", flush=True)
+            if len(tried) >= wanted:
+                break
     grown, resident = max(watch.grown_mb.values()), max(watch.resident_mb.values())
-    print(f"{len(tried)} different answers: {dict(outcomes)}")
-    print(f"{len(watch.seconds)} of them graded by {len(watch.ready_mb)} workers, slowest {max(watch.seconds):.2f} s")
+    print(f"{len(watch.seconds)} of them graded by {len(watch.ready_mb)} workers")
+    print(f"slowest {max(watch.seconds):.2f} s, where the machine let processes wait for {stalls.longest:.2f} s")
     print(f"most memory of a worker: {grown:.0f} MiB beyond its start, {resident:.0f} MiB resident")
     assert outcomes.total() == len(tried)
-    assert max(watch.seconds) < DEADLINE + 1.0
+    assert max(watch.seconds) < DEADLINE + 1.0 + stalls.longest
     assert grown <= memory_mb + 1.0
 
 
