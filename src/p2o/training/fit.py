@@ -12,6 +12,8 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
 from p2o.policy.model import load_policy
@@ -60,7 +62,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
 
 def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
     quiet_libraries()
-    checkpoint = CheckpointStore(run_dir / "checkpoints").load()
+    checkpoint = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config))).load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
         return RunResult(run_dir, state, already_done=True)
