@@ -98,7 +98,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             config,
             policy,
             sampler,
-            _reflector(config, sampler, state),
+            _reflector(config, sampler, state, run_dir),
             training,
             validation,
             state,
@@ -146,7 +146,7 @@ def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger
     )
 
 
-def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector | None:
+def _reflector(config: Config, sampler: Sampler, state: RunState, run_dir: Path) -> Reflector | None:
     """The template writer of the prompt phase; None for plain GRPO."""
     if config.gepa.variant == "off":
         return None
@@ -157,6 +157,7 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
         complete=lambda texts, seeds: sampler.complete(texts, seeds, sampling, version=state.policy_version),
         count_tokens=sampler.renderer.count_tokens,
         ledger=state.ledger,
+        run_dir=run_dir,
     )
     reflector.check()
     return reflector
