@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_DRAFT = re.compile(r"\..+\.[0-9]+\.tmp")
+_DRAFT = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -36,22 +36,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes what is to take the place of ``path``: beside it, under a name of its own."""
+    """Where this process writes the file or folder that is to take the place of ``path``: beside it, under a name of
+    its own.
+    """
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_draft(path: Path) -> bool:
-    """Whether ``path`` is named as :func:`draft_of` names files."""
+    """Whether ``path`` is named as :func:`draft_of` names files and folders."""
     return _DRAFT.fullmatch(path.name) is not None
 
 
 def remove_drafts(folder: Path) -> None:
     """Delete what killed processes left half written anywhere below ``folder``; nobody else may be writing there."""
     for path in [path for path in folder.rglob(".*.tmp") if is_draft(path)]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def remove_drafts_of(target: Path) -> None:
+    """As :func:`remove_drafts`, of what was to take the place of ``target`` alone."""
+    for path in target.parent.glob(".*.tmp"):
+        if (draft := _DRAFT.fullmatch(path.name)) is not None and draft[1] == target.name:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def scratch_folder(parent: Path | None, name: str) -> Path:

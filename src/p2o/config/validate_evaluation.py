@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from p2o.config import schema
 from p2o.config.evaluation import EvaluateConfig
-from p2o.config.validate import CHOICES
+from p2o.config.validate import CHOICES, passwords
 
 CHECKED_CHOICES = ("model.dtype", "reward.kind")
 
@@ -25,7 +25,7 @@ POSITIVE = (
 
 def validate_evaluation(config: EvaluateConfig) -> list[str]:
     """Every problem of a configuration, empty where it can run. Nothing heavy is imported or started."""
-    return [*_fields(config), *_questions(config), *_sampling(config), *_reward(config)]
+    return [*_fields(config), *_questions(config), *_sampling(config), *_reward(config), *passwords(config)]
 
 
 def _get(config: EvaluateConfig, key: str) -> object:

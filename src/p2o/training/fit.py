@@ -13,6 +13,8 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.evolution.reflectors import Reflector, build_reflector
 from p2o.policy.model import load_policy
@@ -61,7 +63,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
 
 def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
     quiet_libraries()
-    checkpoint = CheckpointStore(run_dir / "checkpoints").load()
+    checkpoint = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config))).load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
         return RunResult(run_dir, state, already_done=True)
@@ -101,7 +103,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             config,
             policy,
             sampler,
-            _reflector(config, sampler, state),
+            _reflector(config, sampler, state, run_dir),
             training,
             validation,
             state,
@@ -146,7 +148,7 @@ def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger
     )
 
 
-def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector | None:
+def _reflector(config: Config, sampler: Sampler, state: RunState, run_dir: Path) -> Reflector | None:
     """The template writer of the prompt phase; None for plain GRPO."""
     if config.gepa.variant == "off":
         return None
@@ -157,6 +159,7 @@ def _reflector(config: Config, sampler: Sampler, state: RunState) -> Reflector |
         complete=lambda texts, seeds: sampler.complete(texts, seeds, sampling, version=state.policy_version),
         count_tokens=sampler.renderer.count_tokens,
         ledger=state.ledger,
+        run_dir=run_dir,
     )
     reflector.check()
     return reflector

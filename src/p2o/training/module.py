@@ -20,6 +20,8 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.evolution.assignment import assign
 from p2o.evolution.cover import greedy_cover
@@ -88,7 +90,7 @@ class P2OModule(LightningModule):
         self.run_dir = run_dir
         self.reporter = reporter
         self.progress = progress
-        self.store = CheckpointStore(run_dir / "checkpoints")
+        self.store = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config)))
         self._resume_from = resume_from
         self._stop = stop or Stop()
         self._saved_step = state.step
@@ -327,7 +329,7 @@ class P2OModule(LightningModule):
     def export(self) -> None:
         """Write the best checkpoint's policy to ``model/``, for transformers and peft."""
         try:
-            best = read_checkpoint(self.store.best)
+            best = self.store.read(self.store.best)
         except (CheckpointError, FileNotFoundError) as error:
             log.warning("%s: model/ is the last policy, not the best one", error)
             best = read_checkpoint(self.store.last)
