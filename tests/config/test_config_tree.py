@@ -163,6 +163,16 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
         (["data=deepscaler_5k"], "use reward=math"),
         (["data.prompt=hello"], "data.prompt must contain {question}"),
         (["+experiment=grpo_equal_tokens"], "budget.tokens=0 must be above 0"),
+        (["policy.betas=[0.9]"], "policy.betas=[0.9]: give two numbers in [0, 1)"),
+        (["policy.betas=[0.9,1.0]"], "give two numbers in [0, 1)"),
+        (["policy.dual_clip=0.5"], "policy.dual_clip=0.5: give at least 1, or 0 for none"),
+        (["tuning.dropout=1"], "tuning.dropout=1.0 must lie in [0, 1)"),
+        (["rollout=vllm", "rollout.gpu_memory_utilization=1.5"], "must lie in (0, 1]"),
+        (["rollout=vllm_server", "rollout.urls=[localhost:8000]"], "rollout.urls: localhost:8000 is no address"),
+        (["model.attn_implementation=eager"], "policy.layout=shared_prefix needs model.attn_implementation=sdpa"),
+        (["model=tiny", "model.architecture=nonsense"], "model.architecture=nonsense is none of llama, qwen3"),
+        (["gepa.metric_calls=null", "gepa.candidates=0"], "gepa.candidates=0 must be above 0"),
+        (["tuning.learning_rate=nan"], "tuning.learning_rate=nan must be above 0"),
     ],
 )
 def test_rules_across_fields_name_the_key_and_the_mend(
