@@ -102,6 +102,22 @@ def test_published_values_at_paper_scale(configure: Callable[..., Config]) -> No
 
 
 @pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ((), 1e-6),
+        (("tuning=full",), 1e-6),
+        (("tuning=lora",), 1e-5),
+        (("tuning=lora", "tuning.learning_rate=3e-5"), 3e-5),
+    ],
+)
+def test_the_rate_at_paper_scale_is_that_of_the_tuning(
+    overrides: tuple[str, ...], rate: float, configure: Callable[..., Config]
+) -> None:
+    assert configure("+scale=paper", *overrides).tuning.learning_rate == rate
+    assert configure(*overrides, "+scale=paper").tuning.learning_rate == rate
+
+
+@pytest.mark.parametrize(
     "override",
     [f"{group}.typo=1" for group in GROUPS if group not in APPENDED | {"debug"}] + ["typo=1", "budget.typo=1"],
 )
