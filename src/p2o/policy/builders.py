@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from p2o.config.schema import LatentSkillModel, ModelConfig, RandomModel, WheelModel
+from p2o.hub import prefer_cache_without_hub
 from p2o.types import derive_seed
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def _remove_folder(folder: Path) -> None:
 
 @contextmanager
 def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
+    if isinstance(source, str):
+        prefer_cache_without_hub()
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:
