@@ -18,6 +18,7 @@ from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflecto
 from p2o.extensions import load_object
 from p2o.policy.losses import preset
 from p2o.policy.model import load_policy
+from p2o.policy.precision import hint_at_precision
 from p2o.reporting import positions
 from p2o.reporting.environment import log_to, record_environment, record_overrides
 from p2o.reporting.profile import profiling
@@ -59,6 +60,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the mend.
     """
     with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
+        hint_at_precision(config.model, config.trainer.accelerator)
         return _train(config, run_dir, stop or Stop(), overrides)
 
 
