@@ -214,11 +214,14 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
     typo = run("polcy.rollouts=3")
-    assert typo.returncode == 1
+    assert typo.returncode == 2
     assert typo.stderr.strip() == "unknown key polcy.rollouts, did you mean policy.rollouts?"
     invalid = run("policy.rollouts=1")
-    assert invalid.returncode == 1
+    assert invalid.returncode == 2
     assert "policy.rollouts=1: a group of one has no advantage" in invalid.stderr
+    absent = run("data=gsm_9k")
+    assert absent.returncode == 2
+    assert "reasoning_gym" in absent.stderr, "those that there are"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was started"
     shown = run("--cfg", "job", "+experiment=self_ref")
     assert shown.returncode == 0
