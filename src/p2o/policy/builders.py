@@ -88,7 +88,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of model.path={source} has no chat template: choose an instruction-tuned model"
         )
