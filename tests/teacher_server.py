@@ -34,6 +34,15 @@ class Call(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
+    def do_GET(self) -> None:
+        """What is asked before a run begins: which models there are."""
+        with self.server.lock:
+            self.server.greeted += 1
+        try:
+            self.server.greeting(self)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
     def send(self, body: bytes | object, status: int = 200, **headers: str) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
@@ -48,7 +57,10 @@ class Call(BaseHTTPRequestHandler):
 
 
 class Teacher(ThreadingHTTPServer):
-    """A real HTTP server that plays ``script``, one behaviour a call; the last one is repeated for ever."""
+    """A real HTTP server that plays ``script``, one behaviour a call; the last one is repeated for ever.
+
+    ``greeting`` answers the question for its models, which is no call.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -57,6 +69,8 @@ class Teacher(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Call)
         self.script: list[Behaviour] = []
+        self.greeting: Behaviour = lists("kimi")
+        self.greeted = 0
         self.calls: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.times: list[float] = []
         self.lock = threading.Lock()
@@ -64,6 +78,16 @@ class Teacher(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         pass
+
+    def leave(self) -> None:
+        """From now on nobody is there."""
+        self.shutdown()
+        self.server_close()
+
+
+def lists(*models: str) -> Behaviour:
+    """The answer to the question for the models."""
+    return lambda call: call.send({"object": "list", "data": [{"id": model} for model in models]})
 
 
 @contextmanager
@@ -75,5 +99,4 @@ def serving() -> Iterator[Teacher]:
     try:
         yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        server.leave()

@@ -7,8 +7,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from p2o.command import refuse, run_command
 from p2o.config import ConfigError, EvaluateConfig, load_evaluation, register_schemas
-from p2o.config.suggest import unknown_keys
 
 register_schemas()
 
@@ -18,11 +18,11 @@ FILE_WIDTH = 120
 
 @hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
-    """Compose, check, judge. An input that cannot work is one clear message and exit code 2."""
+    """Compose, check, judge. An input that cannot work is one clear message and exit code 2, a fault exit code 1."""
     try:
         config = load_evaluation(composed)
     except ConfigError as error:
-        sys.exit(f"The configuration cannot run:\n{error}")
+        refuse(f"The configuration cannot run:\n{error}")
     # Heavy imports wait until the configuration is known to be good.
     from rich.console import Console
 
@@ -38,9 +38,10 @@ def main(composed: DictConfig) -> None:
 
     try:
         results = evaluate(config)
-    except (DataError, EngineError, ExtensionError, ModelError, RewardError, RunFolderError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (DataError, ExtensionError, ModelError, RewardError, RunFolderError) as error:
+        refuse(f"{type(error).__name__}: {error}")
+    except EngineError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from what is in {config.run_dir}", file=sys.stderr)
         sys.exit(130)
@@ -51,6 +52,4 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if unknown := unknown_keys(sys.argv[1:], EvaluateConfig):
-        sys.exit("\n".join(unknown))
-    main()
+    run_command(main, EvaluateConfig)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from typing import TYPE_CHECKING
 
 import hydra
@@ -11,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from p2o.config import register_schemas
+from p2o.command import refuse, run_command
+from p2o.config import Config, register_schemas
 from p2o.config.launcher import register_launcher
 from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkillModel, RewardConfig
-from p2o.config.suggest import unknown_keys
 from p2o.types import Phase, Problem, Request, SamplingParams, derive_seed
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def main(composed: DictConfig) -> None:
     """Pre-train, unless that has been done, and print the table."""
     model, data = OmegaConf.to_object(composed.model), OmegaConf.to_object(composed.data)
     if not isinstance(model, LatentSkillModel) or not isinstance(data, LatentSkillData):
-        sys.exit("p2o.pretrain makes the testbed's model: give model=latent_skill data=latent_skill")
+        refuse("p2o.pretrain makes the testbed's model: give model=latent_skill data=latent_skill")
     from p2o.policy.builders import ModelError, resolve_model
     from p2o.tasks import DataError
     from p2o.training.quiet import quiet_libraries
@@ -97,10 +96,8 @@ def main(composed: DictConfig) -> None:
         folder = resolve_model(model)
         Console().print(rates_table(skill_rates(model, data, samples=200)), f"model: {folder}", sep="\n")
     except (DataError, ModelError) as error:
-        sys.exit(str(error))
+        refuse(error)
 
 
 if __name__ == "__main__":
-    if unknown := unknown_keys(sys.argv[1:]):
-        sys.exit("\n".join(unknown))
-    main()
+    run_command(main, Config)

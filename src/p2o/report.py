@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from p2o.command import refuse
 from p2o.reporting.report import write_report
 from p2o.reporting.runs import ReportError
 
@@ -20,16 +21,16 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         options = OmegaConf.to_container(OmegaConf.from_cli(given))
     except OmegaConfBaseException as error:
-        sys.exit(f"{error}\n{USAGE}")
+        refuse(f"{error}\n{USAGE}")
     if not isinstance(options, dict) or not options.get("run_dir") or options.keys() - {"run_dir", "out"}:
-        sys.exit(USAGE)
+        refuse(USAGE)
     named = options["run_dir"]
     run_dirs = [Path(str(name)) for name in (named if isinstance(named, list) else [named])]
     out = Path(str(options.get("out") or run_dirs[0] / "report.html"))
     try:
         write_report(run_dirs, out)
     except ReportError as error:
-        sys.exit(str(error))
+        refuse(error)
     print(out)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from p2o.config import ConfigError, load_config, register_schemas
+from p2o.command import refuse, run_command
+from p2o.config import Config, ConfigError, load_config, register_schemas
 from p2o.config.launcher import register_launcher
-from p2o.config.suggest import unknown_keys
 
 register_schemas()
 register_launcher()
@@ -22,7 +20,7 @@ def main(composed: DictConfig) -> float | None:
     try:
         config = load_config(composed)
     except ConfigError as error:
-        sys.exit(f"The configuration cannot run:\n{error}")
+        refuse(f"The configuration cannot run:\n{error}")
     # Heavy imports wait until the configuration is known to be good.
     from p2o.training.launch import launch
 
@@ -30,6 +28,4 @@ def main(composed: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    if unknown := unknown_keys(sys.argv[1:]):
-        sys.exit("\n".join(unknown))
-    main()
+    run_command(main, Config)

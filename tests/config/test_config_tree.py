@@ -102,6 +102,22 @@ def test_published_values_at_paper_scale(configure: Callable[..., Config]) -> No
 
 
 @pytest.mark.parametrize(
+    ("overrides", "rate"),
+    [
+        ((), 1e-6),
+        (("tuning=full",), 1e-6),
+        (("tuning=lora",), 1e-5),
+        (("tuning=lora", "tuning.learning_rate=3e-5"), 3e-5),
+    ],
+)
+def test_the_rate_at_paper_scale_is_that_of_the_tuning(
+    overrides: tuple[str, ...], rate: float, configure: Callable[..., Config]
+) -> None:
+    assert configure("+scale=paper", *overrides).tuning.learning_rate == rate
+    assert configure(*overrides, "+scale=paper").tuning.learning_rate == rate
+
+
+@pytest.mark.parametrize(
     "override",
     [f"{group}.typo=1" for group in GROUPS if group not in APPENDED | {"debug"}] + ["typo=1", "budget.typo=1"],
 )
@@ -163,6 +179,16 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
         (["data=deepscaler_5k"], "use reward=math"),
         (["data.prompt=hello"], "data.prompt must contain {question}"),
         (["+experiment=grpo_equal_tokens"], "budget.tokens=0 must be above 0"),
+        (["policy.betas=[0.9]"], "policy.betas=[0.9]: give two numbers in [0, 1)"),
+        (["policy.betas=[0.9,1.0]"], "give two numbers in [0, 1)"),
+        (["policy.dual_clip=0.5"], "policy.dual_clip=0.5: give at least 1, or 0 for none"),
+        (["tuning.dropout=1"], "tuning.dropout=1.0 must lie in [0, 1)"),
+        (["rollout=vllm", "rollout.gpu_memory_utilization=1.5"], "must lie in (0, 1]"),
+        (["rollout=vllm_server", "rollout.urls=[localhost:8000]"], "rollout.urls: localhost:8000 is no address"),
+        (["model.attn_implementation=eager"], "policy.layout=shared_prefix needs model.attn_implementation=sdpa"),
+        (["model=tiny", "model.architecture=nonsense"], "model.architecture=nonsense is none of llama, qwen3"),
+        (["gepa.metric_calls=null", "gepa.candidates=0"], "gepa.candidates=0 must be above 0"),
+        (["tuning.learning_rate=nan"], "tuning.learning_rate=nan must be above 0"),
     ],
 )
 def test_rules_across_fields_name_the_key_and_the_mend(
@@ -188,11 +214,14 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
     typo = run("polcy.rollouts=3")
-    assert typo.returncode == 1
+    assert typo.returncode == 2
     assert typo.stderr.strip() == "unknown key polcy.rollouts, did you mean policy.rollouts?"
     invalid = run("policy.rollouts=1")
-    assert invalid.returncode == 1
+    assert invalid.returncode == 2
     assert "policy.rollouts=1: a group of one has no advantage" in invalid.stderr
+    absent = run("data=gsm_9k")
+    assert absent.returncode == 2
+    assert "reasoning_gym" in absent.stderr, "those that there are"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was started"
     shown = run("--cfg", "job", "+experiment=self_ref")
     assert shown.returncode == 0

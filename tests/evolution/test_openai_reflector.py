@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from teacher_server import Teacher, lists
 
 from p2o.config.schema import OpenAIReflector as EndpointConfig
-from p2o.evolution.reflectors import Feedback, Reflection, ReflectionJob, ReflectorError
+from p2o.evolution.reflectors import Feedback, Reflection, ReflectionJob, ReflectorError, UnreachableError
 from p2o.evolution.reflectors.openai import Breaker, OpenAIReflector
 from p2o.rollout.ledger import Ledger
 from p2o.types import Outcome, Phase
@@ -403,3 +404,58 @@ def test_check_names_what_is_missing(
         it.check()
     assert "sk with" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:1/v1", r"http://127\.0\.0\.1:1/v1 cannot be reached: give reflector\.base_url=.*connection"),
+        ("http://no-such-host.invalid/v1", "cannot be reached: .*reflector=strategies.*dns"),
+        ("https", "cannot be reached: .*OPENAI_BASE_URL.*tls"),
+        ("wrong key", r"refuses the key in the environment variable TEACHER_KEY .*export the key.*auth: status 401"),
+    ],
+)
+def test_check_finds_out_that_nobody_is_there(url: str, message: str, teacher: Teacher) -> None:
+    teacher.greeting = fails(401)
+    address = {"https": teacher.url.replace("http:", "https:"), "wrong key": teacher.url}.get(url, url)
+    with pytest.raises(UnreachableError, match=message) as caught:
+        reflector(address).check()
+    assert "\n" not in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "told"),
+    [
+        (lists("kimi", "other"), ""),
+        (fails(404), ""),
+        (lambda call: call.send(b"<html>It works!</html>"), ""),
+        (fails(503), "does not say which models it has [server"),
+        (fails(429), "does not say which models it has [rate_limit"),
+        (lambda call: time.sleep(2), "does not say which models it has [timeout"),
+        (lists("other"), "does not list reflector.model=kimi among its 1 models: give one of its own"),
+    ],
+)
+def test_what_may_pass_or_be_meant_is_only_told(
+    greeting: Answer, told: str, teacher: Teacher, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher.greeting = greeting
+    it = reflector(teacher.url, timeout_s=0.5)
+    it.check()
+    assert teacher.greeted == 1
+    assert told in caplog.text
+    assert bool(caplog.records) == bool(told)
+    assert KEY not in caplog.text
+    assert it.ledger.by_phase[Phase.REFLECTION].reflection_calls == 0
+
+
+def test_whom_it_asks_is_told_without_a_password(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:{KEY}@127.0.0.1:1/v1")
+    with pytest.raises(UnreachableError, match=r"^http://127\.0\.0\.1:1/v1 cannot be reached") as caught:
+        OpenAIReflector(
+            EndpointConfig(model="m", api_key_env="TEACHER_KEY"),
+            max_template_tokens=9,
+            count_tokens=count_words,
+            ledger=Ledger(),
+        ).check()
+    assert KEY not in str(caught.value)

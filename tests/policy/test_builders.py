@@ -104,6 +104,9 @@ class _Bomb:
 
 def test_tokenizer_without_chat_template_is_refused(tmp_path: Path) -> None:
     folder = Path(resolve_model(RandomModel(path=str(tmp_path / "tiny"), layers=1)))
+    (folder / "chat_template.jinja").write_text("")
+    with pytest.raises(ModelError, match="chat template"):
+        load_tokenizer(ModelConfig(path=str(folder)))
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="chat template"):
         load_tokenizer(ModelConfig(path=str(folder)))

@@ -35,6 +35,11 @@ def plain(life: Life) -> str:
     return " ".join(life.said.split())
 
 
+def copy_of_the_model(run_dir: Path, folder: Path) -> Path:
+    config = json.loads((run_dir / "model" / "adapter_config.json").read_text())
+    return Path(shutil.copytree(Path(config["base_model_name_or_path"]).expanduser(), folder))
+
+
 def test_a_file_with_every_fault_trains_on_the_rest_and_says_what_is_left_out(driver: Driver, tmp_path: Path) -> None:
     """Ids that are paths among them: no file is ever named after an id, so nothing leaves the run's folder."""
     evil = ["../../outside", "/tmp/p2o-outside", "a/b", "x" * 5000, "nul\x00", "..", "-rf", "$(touch outside)"]
@@ -82,6 +87,20 @@ def test_a_question_longer_than_the_context_is_left_out(driver: Driver, tmp_path
     assert "questions are longer than" in plain(life)
 
 
+def test_a_question_longer_than_the_window_of_the_models_attention_is_left_out(
+    driver: Driver, whole: Path, tmp_path: Path
+) -> None:
+    """It would fit rollout.max_prompt_tokens and the positions that the model has."""
+    folder = copy_of_the_model(whole, tmp_path / "model")
+    shape = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**shape, "sliding_window": 320}))
+    rows = [*questions(11), {"problem": "Why? " * 40, "answer": "1", "id": "long"}]
+    data = (*OWN_DATA, write(tmp_path / "mine.jsonl", rows), "data.seed=1", "gepa=off")
+    life = driver.live(tmp_path / "run", *data, "model=hub", f"model.path={folder}", "model.dtype=float32")
+    assert life.code == 0, life.said
+    assert "questions are longer than the model's 320 tokens - rollout.max_new_tokens" in plain(life)
+
+
 def test_no_room_for_any_prompt_is_refused(driver: Driver, tmp_path: Path) -> None:
     life = driver.live(tmp_path / "run", "rollout.max_new_tokens=1000000")
     assert life.code == 2
@@ -109,9 +128,7 @@ def test_one_question_that_is_hard_trains_without_templates(driver: Driver, tmp_
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(driver: Driver, whole: Path, tmp_path: Path) -> None:
-    config = json.loads((whole / "model" / "adapter_config.json").read_text())
-    folder = tmp_path / "model"
-    shutil.copytree(Path(config["base_model_name_or_path"]).expanduser(), folder)
+    folder = copy_of_the_model(whole, tmp_path / "model")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)

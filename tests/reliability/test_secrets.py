@@ -94,6 +94,9 @@ def indiscreet() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
+        def do_GET(self) -> None:
+            self.send_error(503, explain=f"no models for {self.headers['Authorization']}")
+
         def log_message(self, *_: object) -> None:
             pass
 

@@ -72,10 +72,14 @@ REFUSED: list[tuple[str, Answer]] = [
 """Replies in good form whose template is refused."""
 
 
-def live(driver: Driver, run_dir: Path, url: str, *more: str) -> Life:
+def asked(url: str) -> tuple[str, ...]:
     teacher = ("reflector=openai", f"reflector.base_url={url}", "reflector.model=kimi")
     patience = ("reflector.api_key_env=TEACHER_KEY", "reflector.backoff_s=0.01", "reflector.timeout_s=1")
-    return driver.live(run_dir, *teacher, *patience, "reflector.concurrency=1", *more)
+    return (*teacher, *patience, "reflector.concurrency=1")
+
+
+def live(driver: Driver, run_dir: Path, url: str, *more: str) -> Life:
+    return driver.live(run_dir, *asked(url), *more)
 
 
 def counted(run_dir: Path, what: str) -> dict[str, int]:
@@ -119,24 +123,55 @@ def test_a_teacher_that_fails_in_every_way_is_worked_with_between_its_failures(
     assert texts <= {"", *good}
 
 
+def sends_to(url: str) -> Answer:
+    """A gateway whose own upstream is not there."""
+    return lambda call: call.send(b"", 307, Location=url)
+
+
+def leaves(call: Any) -> None:
+    call.send({"data": []})
+    call.server.leave()
+
+
 @pytest.mark.parametrize("kind", ["connection", "dns", "tls", "auth", "timeout"])
-def test_under_a_teacher_that_is_not_there_the_run_is_plain_grpo(
+def test_under_a_teacher_that_only_greets_the_run_is_plain_grpo(
     kind: str, teacher: Teacher, driver: Driver, tmp_path: Path
 ) -> None:
-    teacher.script = [fails(401) if kind == "auth" else lambda call: time.sleep(1.5)]
-    url = {
-        "connection": "http://127.0.0.1:1/v1",
-        "dns": "http://no-such-host.invalid/v1",
-        "tls": teacher.url.replace("http:", "https:"),
-    }.get(kind, teacher.url)
+    teacher.script = {
+        "connection": [],
+        "dns": [sends_to("http://no-such-host.invalid/v1")],
+        "tls": [sends_to(teacher.url.replace("http:", "https:"))],
+        "auth": [fails(401)],
+        "timeout": [lambda call: time.sleep(1.5)],
+    }[kind]
+    if kind == "connection":
+        teacher.greeting = leaves
     run_dir = tmp_path / "run"
-    life = live(driver, run_dir, url, "reflector.max_retries=1", "reflector.breaker_failures=2")
+    life = live(driver, run_dir, teacher.url, "reflector.max_retries=1", "reflector.breaker_failures=2")
     assert life.code == 0, life.said
+    assert teacher.greeted == 1
     failures = counted(run_dir, "failures")
     assert failures.keys() == {kind, "breaker"}, "tried, then left alone"
     assert failures[kind] == (1 if kind in ("auth", "tls") else 2)
     assert [epoch["templates"] for epoch in epochs(run_dir)] == [0, 0]
     assert templated(run_dir, 1) == 0
+
+
+def test_a_teacher_that_is_not_there_when_a_run_begins_is_an_error_and_no_reason_to_end_one_that_goes_on(
+    teacher: Teacher, driver: Driver, tmp_path: Path
+) -> None:
+    refused = live(driver, tmp_path / "never", "http://127.0.0.1:1/v1")
+    assert refused.code == 2
+    assert "http://127.0.0.1:1/v1 cannot be reached: give reflector.base_url=" in " ".join(refused.said.split())
+    assert refused.work == [], "nothing was begun"
+    run_dir = tmp_path / "run"
+    cut = driver.live(run_dir, *asked(teacher.url), strike="a micro-batch", step=1)
+    assert cut.code == -9
+    teacher.leave()
+    resumed = live(driver, run_dir, teacher.url)
+    assert resumed.code == 0, resumed.said
+    assert "The run goes on without it" in " ".join(resumed.said.split())
+    assert [epoch["templates"] for epoch in epochs(run_dir)] == [0, 0]
 
 
 @pytest.mark.parametrize(

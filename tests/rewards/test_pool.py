@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from p2o.config.schema import RewardConfig
+from p2o.extensions import ExtensionError
 from p2o.rewards import GraderPool, RewardError, is_parseable_gold
 from p2o.types import Grade, Outcome, Problem
 
@@ -223,5 +224,5 @@ def _alive(pid: int) -> bool:
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(RewardError, match=message):
+    with pytest.raises((RewardError, ExtensionError), match=message):
         GraderPool(RewardConfig(**changes))

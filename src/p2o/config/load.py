@@ -49,7 +49,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 
 def register_schemas() -> None:
-    """Make ``/schema/...`` known to Hydra; must run before a configuration is composed."""
+    """Make ``/schema/...`` and ``${by:choice,{choice:value}}`` known to Hydra; must run before anything is composed."""
+    OmegaConf.register_new_resolver("by", lambda choice, values: values[choice], replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config, package="_global_")
     store.store(group="schema", name="evaluate", node=EvaluateConfig, package="_global_")

@@ -11,46 +11,10 @@ from pathlib import Path
 from p2o.config import schema
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.identity import flat
+from p2o.config.ranges import out_of_range, server_problems
 from p2o.config.schema import Config
 
 _PASSWORD = re.compile(r"://[^/\s]*@")
-CHOICES = {
-    "model.dtype": ("bfloat16", "float32"),
-    "reward.kind": ("math", "reasoning_gym", "exact", "function"),
-    "rollout.importance": ("off", "token", "sequence"),
-    "policy.loss": ("grpo", "dr_grpo", "dapo"),
-    "policy.baseline": ("group", "template"),
-    "policy.layout": ("padded", "packed", "shared_prefix"),
-    "distillation.kind": ("off", "replace", "importance", "mask"),
-    "distillation.mask_denominator": ("all", "kept"),
-    "hard_set.rule": ("official", "plain_probe"),
-    "gepa.variant": ("off", "teacher_ref", "self_ref"),
-}
-
-POSITIVE = (
-    "policy.rollouts",
-    "policy.questions_per_round",
-    "policy.updates_per_round",
-    "policy.micro_batch_tokens",
-    "policy.head_chunk_tokens",
-    "policy.max_grad_norm",
-    "policy.max_skipped_steps",
-    "tuning.learning_rate",
-    "rollout.max_prompt_tokens",
-    "rollout.max_new_tokens",
-    "reward.deadline_s",
-    "reward.workers",
-    "hard_set.tau",
-    "hard_set.min_size",
-    "gepa.dev_size",
-    "gepa.parents",
-    "gepa.minibatch",
-    "gepa.dev_samples",
-    "gepa.max_template_tokens",
-    "validation.samples",
-    "trainer.epochs",
-    "trainer.checkpoint_every",
-)
 
 
 class ConfigError(ValueError):
@@ -64,7 +28,7 @@ class ConfigError(ValueError):
 def validate(config: Config) -> list[str]:
     """Every problem of a configuration, empty where it can run. Nothing heavy is imported or started."""
     return [
-        *_choices(config),
+        *out_of_range(config),
         *_ranges(config),
         *_sampling(config),
         *_engine(config),
@@ -75,44 +39,29 @@ def validate(config: Config) -> list[str]:
     ]
 
 
-def _get(config: Config, key: str) -> object:
-    value: object = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _choices(config: Config) -> Iterator[str]:
-    for key, choices in CHOICES.items():
-        if key == "policy.loss" and "." in config.policy.loss:
-            continue  # one's own, looked up when the run starts
-        if (value := _get(config, key)) not in choices:
-            yield f"{key}={value} is none of {', '.join(choices)}"
-
-
 def _ranges(config: Config) -> Iterator[str]:
-    for key in POSITIVE:
-        value = _get(config, key)
-        if not isinstance(value, int | float) or value <= 0:
-            yield f"{key}={value} must be above 0"
-    for key in ("budget.tokens", "budget.seconds", "budget.metric_calls"):
-        if isinstance(limit := _get(config, key), int | float) and limit <= 0:
-            yield f"{key}={limit} must be above 0: give what the run may spend, or null for no limit"
-    if config.policy.rollouts < 2:
-        yield f"policy.rollouts={config.policy.rollouts}: a group of one has no advantage, use at least 2"
-    if config.policy.updates_per_round > config.policy.questions_per_round:
+    tuning, policy = config.tuning, config.policy
+    if isinstance(tuning, schema.LoraTuning) and not 0 <= tuning.dropout < 1:
+        yield f"tuning.dropout={tuning.dropout} must lie in [0, 1)"
+    if len(policy.betas) != 2 or not all(0 <= beta < 1 for beta in policy.betas):
+        yield f"policy.betas={policy.betas}: give two numbers in [0, 1), such as [0.9,0.999]"
+    if policy.dual_clip != 0 and not policy.dual_clip >= 1:
+        yield f"policy.dual_clip={policy.dual_clip}: give at least 1, or 0 for none"
+    if policy.rollouts == 1:
+        yield f"policy.rollouts={policy.rollouts}: a group of one has no advantage, use at least 2"
+    if policy.updates_per_round > policy.questions_per_round:
         yield "policy.updates_per_round is larger than policy.questions_per_round: an update needs a question"
     if not 0 < config.gepa.solve_threshold <= 1:
         yield f"gepa.solve_threshold={config.gepa.solve_threshold} must lie in (0, 1]"
-    if not 0 <= config.policy.warmup_fraction < 1:
-        yield f"policy.warmup_fraction={config.policy.warmup_fraction} must lie in [0, 1)"
+    if not 0 <= policy.warmup_fraction < 1:
+        yield f"policy.warmup_fraction={policy.warmup_fraction} must lie in [0, 1)"
     if not 0 < config.distillation.low < 1 < config.distillation.high:
         yield "distillation.low and distillation.high must lie on either side of 1"
 
 
 def _sampling(config: Config) -> Iterator[str]:
     rollout = config.rollout
-    if rollout.temperature <= 0:
+    if not rollout.temperature > 0:
         yield "rollout.temperature must be above 0: a greedy group has equal rewards and teaches nothing"
     if not 0 < rollout.top_p <= 1:
         yield f"rollout.top_p={rollout.top_p} must lie in (0, 1]"
@@ -134,13 +83,12 @@ def _sampling(config: Config) -> Iterator[str]:
 
 def _engine(config: Config) -> Iterator[str]:
     rollout = config.rollout
-    if rollout.importance_cap < 1:
+    if not rollout.importance_cap >= 1:
         yield f"rollout.importance_cap={rollout.importance_cap} must be at least 1"
-    if isinstance(rollout, schema.VllmRollout) and rollout.weight_transfer not in ("auto", "folder"):
-        yield f"rollout.weight_transfer={rollout.weight_transfer} is none of auto, folder"
+    if isinstance(rollout, schema.VllmRollout) and not 0 < rollout.gpu_memory_utilization <= 1:
+        yield f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must lie in (0, 1]"
     if isinstance(rollout, schema.VllmServerRollout):
-        if not rollout.urls:
-            yield "rollout=vllm_server needs rollout.urls=[http://HOST:PORT,...]: docs/rollout.md says how to start one"
+        yield from server_problems(rollout.urls)
         if config.tuning.kind == "full":
             yield "rollout=vllm_server hands adapters over, not whole weights: use tuning=lora, or rollout=vllm"
 
@@ -155,9 +103,16 @@ def _method(config: Config) -> Iterator[str]:
         yield "hard_set.rule=plain_probe needs hard_set.plain_rollouts >= 1, or use hard_set=official"
     if config.gepa.same_template and config.policy.baseline == "template":
         yield "policy.baseline=template with gepa.same_template=true is the group baseline: use policy.baseline=group"
+    if config.policy.layout != "padded" and config.model.attn_implementation != "sdpa":
+        yield (
+            f"policy.layout={config.policy.layout} needs model.attn_implementation=sdpa "
+            f"(it is {config.model.attn_implementation}): use that, or policy.layout=padded"
+        )
 
 
 def _data(config: Config) -> Iterator[str]:
+    if isinstance(config.model, schema.LatentSkillModel) and not 0 <= config.model.leak <= 1:
+        yield f"model.leak={config.model.leak} must lie in [0, 1]"
     if "{question}" not in config.data.prompt:
         yield "data.prompt must contain {question}"
     for key in ("path", "val_path"):

@@ -16,7 +16,8 @@ from p2o.config.schema import ColumnsConfig, DataConfig, HubData, RewardConfig
 from p2o.rewards import GraderPool
 from p2o.tasks import DataError, DataReport, load_problems
 from p2o.tasks.jsonl import read, to_problem
-from p2o.tasks.problem_set import Row, Sieve, Unusable, question_id
+from p2o.tasks.load import gradable
+from p2o.tasks.problem_set import Row, Sieve, question_id
 from p2o.types import Problem
 
 
@@ -103,13 +104,7 @@ def _with_final_answer(row: Mapping[str, Any], one: BenchmarkSet) -> dict[str, A
 
 def _usable(name: str, rows: Iterator[Row], config: EvaluateConfig, limit: int | None, grader: GraderPool) -> Benchmark:
     report = DataReport(source=name)
-    problems, kept = list(Sieve(report)(rows)), []
-    for problem, usable in zip(problems, grader.check_golds(problems), strict=True):
-        if usable:
-            kept.append(problem)
-        else:
-            shown = f"{problem.answer!r} to: {problem.question}"
-            report.add(Unusable("gold answer that the grader cannot read", problem.id, shown))
+    kept = gradable(list(Sieve(report)(rows)), grader, report)
     return _first(name, kept, limit, config.prompt, config.reward, report)
 
 

@@ -25,6 +25,7 @@ import torch
 
 from p2o.config.schema import LatentSkillModel, ModelConfig, RandomModel, WheelModel
 from p2o.files import draft_of, remove_drafts_of
+from p2o.hub import prefer_cache_without_hub
 from p2o.types import derive_seed
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of model.path={source} has no chat template: choose an instruction-tuned model"
         )
@@ -154,6 +155,8 @@ def _remove_folder(folder: Path) -> None:
 
 @contextmanager
 def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
+    if isinstance(source, str):
+        prefer_cache_without_hub()
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:

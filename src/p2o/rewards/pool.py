@@ -47,7 +47,8 @@ class GraderPool:
 
     Outcomes: ``correct``; ``wrong``; ``unparseable`` (no answer was found, the scorer cannot read it or failed on it,
     or it took more than ``config.memory_mb``); ``timeout``. Only a configuration that cannot work raises
-    :class:`~p2o.rewards.scorers.RewardError`, no answer ever does.
+    :class:`~p2o.rewards.scorers.RewardError`, or :class:`~p2o.extensions.ExtensionError` for a function that is absent;
+    no answer ever does.
 
     Rewards are 0 or 1, except that of ``kind=function``: its score in [0, 1], correct from 1 on. Of a reasoning-gym
     task only the full score counts, since most of them give partial credit for nonsense.

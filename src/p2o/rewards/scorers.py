@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 import unicodedata
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
+from p2o.extensions import load_object
 from p2o.rewards import equivalence, gym
 from p2o.types import Outcome, Problem
 
@@ -37,16 +38,13 @@ def load_function(name: str | None) -> Callable[[str, Problem], float]:
     """The function that a dotted name stands for.
 
     Raises:
-        RewardError: where it cannot be imported or called.
+        ExtensionError: where it cannot be imported.
+        RewardError: where it cannot be called.
     """
-    module, _, attribute = (name or "").rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise RewardError(f"reward.function={name}: {error}; give module.function of an importable module") from error
+    function = load_object(str(name), "reward.function")
     if not callable(function):
         raise RewardError(f"reward.function={name} is a {type(function).__name__}, not a function")
-    return function
+    return cast(Callable[[str, Problem], float], function)
 
 
 def _score_math(job: Mapping[str, Any]) -> Verdict:

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 
 from p2o.config.schema import HubData
+from p2o.hub import prefer_cache_without_hub
 from p2o.tasks.jsonl import check_columns, to_problem
 from p2o.tasks.problem_set import DataError, DataReport, Row, Sieve
 from p2o.types import Problem
@@ -76,6 +77,7 @@ def _open(data: HubData) -> Dataset | DatasetDict:
         if path.suffix not in _FORMATS:
             raise DataError(f"data.dataset={path}: {path.suffix} is none of {', '.join(_FORMATS)}")
         return load_dataset(_FORMATS[path.suffix], data_files={data.split: str(path)})
+    prefer_cache_without_hub()
     return load_dataset(data.dataset, data.subset)
 
 

@@ -18,7 +18,7 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
 
     Raises:
         DataError: for a source that is missing or of the wrong form, and where nothing usable is left.
-        RewardError: for a reward that cannot work.
+        RewardError, ExtensionError: for a reward that cannot work.
     """
     report = DataReport(source=data.kind)
     match data:
@@ -37,7 +37,7 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
     if reward.kind == "reasoning_gym" and not isinstance(data, ReasoningGymData):
         raise DataError(f"reward=reasoning_gym scores reasoning-gym's own questions, not data={data.kind}: reward=math")
     with GraderPool(reward) as grader:
-        train, val = (_gradable(problems, grader, report) for problems in (train, val))
+        train, val = (gradable(problems, grader, report) for problems in (train, val))
     if data.strict and report.faults:
         raise DataError(f"data.strict=true and there are unusable rows\n{report.render()}")
     for name, problems in (("training", train), ("held-out", val)):
@@ -46,7 +46,8 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
     return ProblemSet(tuple(train), tuple(val), report)
 
 
-def _gradable(problems: Sequence[Problem], grader: GraderPool, report: DataReport) -> list[Problem]:
+def gradable(problems: Sequence[Problem], grader: GraderPool, report: DataReport) -> list[Problem]:
+    """The problems whose gold answer the grader can read; the others are reported."""
     kept = []
     for problem, usable in zip(problems, grader.check_golds(problems), strict=True):
         if usable:

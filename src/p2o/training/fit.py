@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,15 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from p2o.config import ConfigError
 from p2o.config.identity import digest
 from p2o.config.load import to_plain
-from p2o.config.schema import Config
-from p2o.evolution.reflectors import Reflector, build_reflector
+from p2o.config.schema import Config, CustomRollout
+from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
+from p2o.extensions import load_object
+from p2o.policy.losses import preset
 from p2o.policy.model import load_policy
+from p2o.policy.precision import hint_at_precision
 from p2o.reporting import positions
 from p2o.reporting.environment import log_to, record_environment, record_overrides
 from p2o.reporting.profile import profiling
@@ -25,6 +29,7 @@ from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
+from p2o.rollout.hf import context_length
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
 from p2o.tasks import DataError, load_problems
@@ -54,10 +59,11 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early. ``overrides`` are
     those that it was composed with, for ``overrides.yaml``.
 
-    Raises ``DataError``, ``ModelError``, ``ReflectorError``, ``RunFolderError`` or ``CheckpointError`` before anything
-    heavy where the input cannot work; each names the key or file and the mend.
+    Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
+    ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the mend.
     """
     with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
+        hint_at_precision(config.model, config.trainer.accelerator)
         return _train(config, run_dir, stop or Stop(), overrides)
 
 
@@ -72,6 +78,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     record_overrides(run_dir, overrides)
     warn_of_other_means(state.means, means := means_of(config))
     state.means = means
+    reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
@@ -85,7 +92,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
-    context = getattr(policy.causal_lm.config, "max_position_embeddings", None)
+    context = context_length(policy)
     training, validation = (
         within_context(of, renderer, context, config, name)
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
@@ -103,7 +110,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             config,
             policy,
             sampler,
-            _reflector(config, sampler, state, run_dir),
+            reflector,
             training,
             validation,
             state,
@@ -148,20 +155,35 @@ def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger
     )
 
 
-def _reflector(config: Config, sampler: Sampler, state: RunState, run_dir: Path) -> Reflector | None:
-    """The template writer of the prompt phase; None for plain GRPO."""
+def _named_parts(
+    config: Config, state: RunState, run_dir: Path, *, resumed: bool, sampler: Callable[[], Sampler]
+) -> Reflector | None:
+    """Look up everything that the configuration names and that can be missing, before anything is loaded.
+
+    Returns the template writer of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it writes.
+    """
+    if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise ConfigError(["trainer.accelerator=gpu, and torch finds none here: use trainer=cpu"])
+    preset(config.policy.loss)
+    if isinstance(config.rollout, CustomRollout):
+        load_object(config.rollout.factory, "rollout.factory")
     if config.gepa.variant == "off":
         return None
     sampling = SamplingParams(config.reflector.temperature, config.reflector.max_new_tokens)
     reflector = build_reflector(
         config.reflector,
         config.gepa,
-        complete=lambda texts, seeds: sampler.complete(texts, seeds, sampling, version=state.policy_version),
-        count_tokens=sampler.renderer.count_tokens,
+        complete=lambda texts, seeds: sampler().complete(texts, seeds, sampling, version=state.policy_version),
+        count_tokens=lambda text: sampler().renderer.count_tokens(text),
         ledger=state.ledger,
         run_dir=run_dir,
     )
-    reflector.check()
+    try:
+        reflector.check()
+    except UnreachableError as error:
+        if not resumed:
+            raise
+        log.warning("%s. The run goes on without it for as long.", error)
     return reflector
 
 

@@ -27,6 +27,7 @@ from p2o.training.run_folder import RunFolderError
 from p2o.training.stop import Stop, Stopped
 
 INPUT_ERRORS = (
+    ConfigError,
     RunFolderError,
     CheckpointError,
     JournalError,

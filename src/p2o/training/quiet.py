@@ -16,9 +16,13 @@ HARMLESS = (
 
 
 def quiet_libraries() -> None:
-    """Keep Lightning's and transformers' warnings, drop their notices and bars; the run has bars of its own."""
+    """Keep Lightning's and transformers' warnings, drop their notices and bars; the run has bars of its own.
+
+    Of the hub's library a line for every file that it tries again is dropped too: what it fails at in the end is told.
+    """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     for message in HARMLESS:
         warnings.filterwarnings("ignore", message=message)

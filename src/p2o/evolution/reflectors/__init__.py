@@ -7,12 +7,27 @@ from pathlib import Path
 
 from p2o.config.schema import CustomReflector, GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
 from p2o.evolution.reflectors import openai, strategies
-from p2o.evolution.reflectors.base import Feedback, Reflection, ReflectionJob, Reflector, ReflectorError
+from p2o.evolution.reflectors.base import (
+    Feedback,
+    Reflection,
+    ReflectionJob,
+    Reflector,
+    ReflectorError,
+    UnreachableError,
+)
 from p2o.evolution.reflectors.reference import Complete, ReferenceReflector
 from p2o.extensions import load_object
 from p2o.rollout.ledger import Ledger
 
-__all__ = ["Feedback", "Reflection", "ReflectionJob", "Reflector", "ReflectorError", "build_reflector"]
+__all__ = [
+    "Feedback",
+    "Reflection",
+    "ReflectionJob",
+    "Reflector",
+    "ReflectorError",
+    "UnreachableError",
+    "build_reflector",
+]
 
 
 def build_reflector(

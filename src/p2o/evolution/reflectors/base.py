@@ -14,6 +14,10 @@ class ReflectorError(ValueError):
     """A reflector cannot work as configured. One line that names the key and the mend."""
 
 
+class UnreachableError(ReflectorError):
+    """It could work, but what it asks is not there now, or does not let it in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """How a template did on one question. ``answer`` is the gold answer, ``reward`` the mean over the samples."""
@@ -58,7 +62,10 @@ class Reflector(Protocol):
     """How often each kind of failure occurred in this process, retries included."""
 
     def check(self) -> None:
-        """Raise :class:`ReflectorError` where something needed is missing; cheap, and needs no model."""
+        """Raise :class:`ReflectorError` where something needed is missing. Cheap: it comes before a model is loaded.
+
+        A run that is continued goes on at an :class:`UnreachableError`, as it does where a teacher leaves it halfway.
+        """
         ...
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:

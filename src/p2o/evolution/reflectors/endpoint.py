@@ -11,18 +11,25 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 
+from p2o.config.ranges import is_address
 from p2o.config.schema import OpenAIReflector as EndpointConfig
 from p2o.evolution.reflectors.base import ReflectorError
 
 MAX_BODY_BYTES = 1 << 20
 """More than any reply that a template could be taken from."""
+
+DEFAULT_ADDRESS = "https://api.openai.com/v1"
+"""Where the client turns to that is given no other."""
+
+MODELS_S = 10.0
+"""Seconds in which an endpoint says which models it has."""
 
 RETRIED = frozenset({"connection", "dns", "rate_limit", "server", "timeout", "bad_response", "empty"})
 """Failures that may pass. The others (auth, tls, request, refusal, too_long) would come again."""
@@ -73,29 +80,50 @@ class Endpoint:
         await self._client.close()
 
     async def ask(self, prompt: str) -> Reply:
-        """The reply to one user message, at most ``timeout_s`` seconds later; raises :class:`CallError`.
-
-        The deadline holds for the call as a whole, so a reply that drips in a byte at a time does not outlive it. The
-        key occurs in no reply and in no error, even where the endpoint sends it back.
-        """
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                reply = _parse(await self._post(prompt))
-        except TimeoutError:
-            raise CallError("timeout", f"no complete reply within {self._config.timeout_s} s") from None
-        except CallError as error:
-            raise CallError(error.kind, self._redact(str(error)), error.wait, final=not error.retry) from None
+        """The reply to one user message, at most ``timeout_s`` seconds later; raises :class:`CallError`."""
+        async with self._bounded(self._config.timeout_s):
+            reply = _parse(
+                await self._body(
+                    self._client.chat.completions.with_streaming_response.create(
+                        model=self._config.model,
+                        messages=[{"role": "user", "content": prompt}],
+                        temperature=self._config.temperature,
+                        max_tokens=self._config.max_new_tokens,
+                    )
+                )
+            )
         return Reply(self._redact(reply.text), reply.prompt_tokens, reply.completion_tokens)
 
-    async def _post(self, prompt: str) -> bytes:
+    async def models(self) -> frozenset[str]:
+        """Names of the models that the endpoint lists, none where it lists them in a form of its own.
+
+        Raises :class:`CallError`, after :data:`MODELS_S` seconds at the latest.
+        """
+        async with self._bounded(min(MODELS_S, self._config.timeout_s)):
+            body = await self._body(self._client.models.with_streaming_response.list())
+        try:
+            return frozenset(str(card["id"]) for card in json.loads(body)["data"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return frozenset()
+
+    @asynccontextmanager
+    async def _bounded(self, seconds: float) -> AsyncIterator[None]:
+        """The deadline holds for the call as a whole, so a reply that drips in a byte at a time does not outlive it.
+
+        The key occurs in no reply and in no error, even where the endpoint sends it back.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise CallError("timeout", f"no complete reply within {seconds} s") from None
+        except CallError as error:
+            raise CallError(error.kind, self._redact(str(error)), error.wait, final=not error.retry) from None
+
+    async def _body(self, request: AbstractAsyncContextManager[Any]) -> bytes:
         answered = False
         try:
-            async with self._client.chat.completions.with_streaming_response.create(
-                model=self._config.model,
-                messages=[{"role": "user", "content": prompt}],
-                temperature=self._config.temperature,
-                max_tokens=self._config.max_new_tokens,
-            ) as response:
+            async with request as response:
                 answered = True
                 body = await _read(response.iter_bytes())
         except (CallError, TimeoutError):
@@ -115,9 +143,18 @@ def check(config: EndpointConfig) -> None:
     if not config.model or config.model == "???":
         raise ReflectorError("reflector.model is not set: give the name that the endpoint knows the model by")
     _key(config)
-    address = config.base_url or os.environ.get("OPENAI_BASE_URL")
-    if address is not None and (urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname):
-        raise ReflectorError(f"reflector.base_url={address} is no address: use http(s)://host[:port]/path")
+    address = address_of(config)
+    if not is_address(address):
+        raise ReflectorError(
+            f"reflector.base_url={address} (or OPENAI_BASE_URL) is no address: use http(s)://host[:port]/path"
+        )
+
+
+def address_of(config: EndpointConfig) -> str:
+    """Whom the client asks, without a password."""
+    address = config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ADDRESS
+    user, at, host = address.rpartition("@")
+    return f"{user.partition('//')[0]}//{host}" if at else address
 
 
 def _key(config: EndpointConfig) -> str:

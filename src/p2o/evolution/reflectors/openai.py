@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from p2o.config.schema import OpenAIReflector as EndpointConfig
-from p2o.evolution.reflectors.base import Reflection, ReflectionJob
-from p2o.evolution.reflectors.endpoint import UNBILLED, CallError, Endpoint, Reply, check
+from p2o.evolution.reflectors.base import Reflection, ReflectionJob, UnreachableError
+from p2o.evolution.reflectors.endpoint import UNBILLED, CallError, Endpoint, Reply, address_of, check
 from p2o.evolution.reflectors.meta_prompt import extract_template, render
 from p2o.evolution.reflectors.spending import Spending
 from p2o.rollout.ledger import Ledger
@@ -84,8 +84,42 @@ class OpenAIReflector:
         self._spending = Spending(spent, calls=counts.reflection_calls, tokens=tokens)
 
     def check(self) -> None:
-        """Raise ``ReflectorError`` where the model, the key or the address is missing. Calls nothing."""
+        """Raise ``ReflectorError`` where the model, the key or the address is missing, or nobody is there.
+
+        The endpoint is asked for its models, which costs nothing. What may pass (a stall, an overload) is only told.
+        """
         check(self.config)
+        address, model = address_of(self.config), self.config.model
+        try:
+            models = asyncio.run(self._models())
+        except CallError as error:
+            reason = f"{error.kind}: {' '.join(str(error).split())[:300]}"
+            if error.kind == "auth":
+                raise UnreachableError(
+                    f"{address} refuses the key in the environment variable {self.config.api_key_env} "
+                    "(reflector.api_key_env): export the key of this endpoint, or give reflector.base_url=<that of the "
+                    f"key> (or OPENAI_BASE_URL) [{reason}]"
+                ) from None
+            if error.kind in ("connection", "dns", "tls"):
+                raise UnreachableError(
+                    f"{address} cannot be reached: give reflector.base_url=<address> (or OPENAI_BASE_URL), or "
+                    f"reflector=strategies for the built-in teacher [{reason}]"
+                ) from None
+            if error.kind != "request":  # not every server keeps a list
+                log.warning("reflector: %s does not say which models it has [%s]", address, reason)
+            return
+        if models and model not in models:
+            log.warning(
+                "reflector: %s does not list reflector.model=%s among its %d models: give one of its own, or "
+                "reflector.base_url=<address> (or OPENAI_BASE_URL)",
+                address,
+                model,
+                len(models),
+            )
+
+    async def _models(self) -> frozenset[str]:
+        async with Endpoint(self.config) as endpoint:
+            return await endpoint.models()
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
         """One reflection a job, in order; whatever happens, a job's failure is in its ``error``."""
