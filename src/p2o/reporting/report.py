@@ -150,12 +150,19 @@ def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
 
 
 def figure_4(group: RunGroup) -> list[Chart]:
-    """Figure 4 for one group: Pass@1 and Pass@K of plain and of evolved prompts, and the hard questions."""
-    k = group.config.get("policy.rollouts", "K")
+    """Figure 4 for one group: Pass@1 and Pass@k of plain and of evolved prompts, and the hard questions."""
+    ks = sorted({epoch["evolved_k"] for run in group.runs for epoch in run.summary["epochs"] if epoch.get("evolved_k")})
+    k = "–".join(str(k) for k in dict.fromkeys((ks[0], ks[-1]))) if ks else "k"
+    compared = {"plain": "hard_plain", "evolved": "evolved"}
     curves = {
-        f"Pass@{n}": {prompt: f"{prompt}_pass_at_{key}" for prompt in ("plain", "evolved")}
-        for n, key in ((1, "1"), (k, "k"))
-    } | {COUNTED: {"all": "hard", "without any success": "hard_all_fail"}}
+        "Pass@1, questions under templates": {label: f"{name}_pass_at_1" for label, name in compared.items()},
+        f"Pass@{k}, questions under templates": {label: f"{name}_pass_at_k" for label, name in compared.items()},
+        "Plain prompts, all questions": {
+            "Pass@1": "plain_pass_at_1",
+            f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k",
+        },
+        COUNTED: {"all": "hard", "without any success": "hard_all_fail"},
+    }
     charts = []
     for title, fields in curves.items():
         lines = [Line(label, epoch_curve(group, field), i) for i, (label, field) in enumerate(fields.items())]
