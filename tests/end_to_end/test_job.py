@@ -141,3 +141,15 @@ def test_a_budget_of_tokens_ends_the_run(configure: Callable[..., Config]) -> No
     assert result.state.stop_reason.startswith("budget.tokens=600 is spent")
     assert result.state.step < 8
     assert summary_of(result.run_dir)["status"] == "stopped"
+
+
+def test_a_budget_of_template_evaluations_is_never_exceeded(configure: Callable[..., Config]) -> None:
+    """The first prompt phase gets what the run may spend; with it the run ends, before another round."""
+    result = train(configure("+experiment=teacher_ref", *LUCKY, "budget.metric_calls=20"))
+    spent = result.state.ledger.totals().metric_calls
+    assert 0 < spent <= 20
+    assert result.state.stop_reason is not None
+    assert result.state.stop_reason.startswith("budget.metric_calls=20")
+    assert (result.state.step, result.state.epoch) == (4, 1), "no round of the second epoch"
+    summary = summary_of(result.run_dir)
+    assert (summary["status"], summary["ledger"]["metric_calls"]["total"]) == ("stopped", spent)

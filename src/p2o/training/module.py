@@ -38,7 +38,7 @@ from p2o.reporting.reporter import Reporter
 from p2o.rollout.engine import EngineError
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
-from p2o.training.budget import exhausted
+from p2o.training.budget import exhausted, metric_calls_left
 from p2o.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, read_checkpoint
 from p2o.training.metrics import epoch_summary
 from p2o.training.state import RunState, Stage
@@ -268,7 +268,10 @@ class P2OModule(LightningModule):
             progress=self.progress.evolution(),
         )
         return evolution, ""
+            limit=metric_calls_left(config.budget, state.ledger),
 
+        if not self._budget_spent() and evolution.stop_reason == "run_budget":
+            state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
     def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:
         """Answer questions under candidate templates with the current policy, all in one call."""
         gepa = self.config.gepa
