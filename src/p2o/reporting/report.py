@@ -229,9 +229,9 @@ def ledger_chart(groups: Sequence[RunGroup]) -> Chart:
 
 
 def ledger_rows(groups: Sequence[RunGroup]) -> Iterator[tuple[str, str, list[float]]]:
-    """(group, count, one amount a phase and the total), as means over the seeds."""
+    """(group, count, one amount a phase and the total), as means over the seeds; without what an older run lacks."""
     for group in groups:
-        for count in LEDGER_COUNTS:
+        for count in (c for c in LEDGER_COUNTS if all(c in run.summary["ledger"] for run in group.runs)):
             yield group.label, count, [_spent(group, count, phase) for phase in (*Phase, "total")]
 
 

@@ -131,7 +131,9 @@ def ledger_scalars(ledger: Ledger) -> Scalars:
     phases = ledger.to_json()
     return {
         **{f"generated_tokens/{phase}": counts["generated_tokens"] for phase, counts in phases.items()},
+        "prompt_tokens_all": total.prompt_tokens,
         "generated_tokens_all": total.generated_tokens,
+        "scored_tokens_all": total.scored_tokens,
         "trained_tokens_all": total.trained_tokens,
         "metric_calls_all": total.metric_calls,
         "reflection_calls_all": total.reflection_calls,

@@ -211,7 +211,9 @@ class P2OModule(LightningModule):
             raise
         state.skipped_in_a_row = metrics.skipped_in_a_row
         state.micro_batch_tokens = metrics.micro_batch_tokens
-        state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
+        state.ledger.add(
+            Phase.POLICY, trained_tokens=int(metrics.trained_tokens), scored_tokens=int(metrics.scored_tokens)
+        )
         return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
 
     def _update(self, groups: Sequence[Group]) -> UpdateMetrics:
@@ -266,12 +268,12 @@ class P2OModule(LightningModule):
             ledger=state.ledger,
             warm_start=state.front if config.gepa.warm_start else (),
             progress=self.progress.evolution(),
-        )
-        return evolution, ""
             limit=metric_calls_left(config.budget, state.ledger),
-
+        )
         if not self._budget_spent() and evolution.stop_reason == "run_budget":
             state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
+        return evolution, ""
+
     def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:
         """Answer questions under candidate templates with the current policy, all in one call."""
         gepa = self.config.gepa
