@@ -143,13 +143,14 @@ def test_a_budget_of_tokens_ends_the_run(configure: Callable[..., Config]) -> No
     assert summary_of(result.run_dir)["status"] == "stopped"
 
 
-def test_a_budget_of_template_evaluations_is_never_exceeded(configure: Callable[..., Config]) -> None:
-    """The first prompt phase gets what the run may spend; with it the run ends, before another round."""
-    result = train(configure("+experiment=teacher_ref", *LUCKY, "budget.metric_calls=20"))
-    spent = result.state.ledger.totals().metric_calls
-    assert 0 < spent <= 20
-    assert result.state.stop_reason is not None
-    assert result.state.stop_reason.startswith("budget.metric_calls=20")
-    assert (result.state.step, result.state.epoch) == (4, 1), "no round of the second epoch"
+@pytest.mark.parametrize("limit", [13, 20])
+def test_a_budget_of_template_evaluations_is_never_exceeded(limit: int, configure: Callable[..., Config]) -> None:
+    """A prompt phase gets what is left. Where that pays for no proposal, the run ends before another round."""
+    result = train(configure("+experiment=teacher_ref", *LUCKY, f"budget.metric_calls={limit}"))
     summary = summary_of(result.run_dir)
-    assert (summary["status"], summary["ledger"]["metric_calls"]["total"]) == ("stopped", spent)
+    assert summary["ledger"]["metric_calls"]["total"] <= limit
+    if limit == 13:  # four dev questions, and a proposal may take ten
+        assert summary["stop_reason"] == "budget.metric_calls=13 pays for no further template"
+        assert (summary["status"], result.state.step, result.state.epoch) == ("stopped", 4, 1)
+    else:
+        assert summary["ledger"]["metric_calls"]["total"] > 0
