@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 
 from p2o import report as command
 from p2o.reporting.charts import Bar, Line, bar_chart, line_chart, number, score_bar, strip, ticks
-from p2o.reporting.report import duration, rate, tree, write_report
+from p2o.reporting.report import duration, figure_4, rate, tree, write_report
 from p2o.reporting.runs import (
     Estimate,
     Point,
@@ -76,6 +77,33 @@ def test_one_run_shows_every_figure(play_run: PlayRun, page_of: Callable[..., Pa
     assert "Spell <b>slowly</b>.\nThen answer." in page.text
     assert "chosen · 2 rollouts" in page.text
     assert "tuning.learning_rate" in page.text
+
+
+def test_a_curve_of_pass_at_k_has_one_k(play_run: PlayRun) -> None:
+    folder = play_run("run", "+experiment=teacher_ref")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["epochs"][1]["evolved_k"] = 3
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (group,) = grouped([load_run(folder)])
+    assert [point.x for point in epoch_curve(group, "evolved_pass_at_k", at=5)] == [0]
+    assert [point.x for point in epoch_curve(group, "evolved_pass_at_k")] == [0, 1]
+    charts = {chart.title: chart for chart in figure_4(group)}
+    assert "Pass@5, questions under templates" in charts
+
+
+def test_a_run_of_before_scored_tokens_were_counted_still_has_its_page(
+    play_run: PlayRun, page_of: Callable[..., Page]
+) -> None:
+    folder = play_run("run", "+experiment=teacher_ref")
+    summary = json.loads((folder / "summary.json").read_text())
+    for count in ("scored_tokens", "prompt_tokens"):
+        del summary["ledger"][count]
+    for epoch in summary["epochs"]:
+        del epoch["evolved_k"], epoch["hard_plain_pass_at_1"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = page_of(folder)
+    assert "trained tokens" in page.text
+    assert "scored tokens" not in page.text
 
 
 def test_what_a_model_wrote_never_becomes_markup(play_run: PlayRun, page_of: Callable[..., Page]) -> None:

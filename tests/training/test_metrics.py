@@ -41,6 +41,14 @@ def test_one_plain_rollout_estimates_no_pass_at_k() -> None:
     }
 
 
+def test_a_question_with_one_templated_rollout_leaves_k_at_one() -> None:
+    """The empty template may be drawn too, and its rollouts are plain ones."""
+    kept_one = Record(plain_correct=1, plain_count=1, templated_correct=1, templated_count=5)
+    rates = compared([kept_one, Record(plain_correct=1, plain_count=5, templated_count=1)])
+    assert (rates["evolved_k"], rates["hard_plain_pass_at_k"]) == (1, pytest.approx(0.6))
+    assert rates["evolved_pass_at_k"] == rates["evolved_pass_at_1"] == pytest.approx(0.1)
+
+
 def test_templated_groups_without_a_plain_rollout_leave_the_evolved_side_alone() -> None:
     rates = compared([Record(templated_correct=3, templated_count=6), Record(plain_correct=6, plain_count=6)])
     assert (rates["hard_plain_pass_at_1"], rates["hard_plain_pass_at_k"]) == (None, None)

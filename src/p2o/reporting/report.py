@@ -34,6 +34,8 @@ COLOURS = 8
 COUNTED = "Hard questions"
 """The charts under any other heading show rates or rewards, which end at 1."""
 HARD = {COUNTED: "hard", "Hard questions without any success": "hard_all_fail"}
+AT_K = ("hard_plain_pass_at_k", "evolved_pass_at_k")
+"""Rates of one k, the largest, so that a curve has but one: epochs of another are left out."""
 SMOOTHED_TO = 15
 """Training reward is averaged so that about this many independent points remain."""
 PAIRS = 2
@@ -151,12 +153,12 @@ def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
 
 def figure_4(group: RunGroup) -> list[Chart]:
     """Figure 4 for one group: Pass@1 and Pass@k of plain and of evolved prompts, and the hard questions."""
-    ks = sorted({epoch["evolved_k"] for run in group.runs for epoch in run.summary["epochs"] if epoch.get("evolved_k")})
-    k = "–".join(str(k) for k in dict.fromkeys((ks[0], ks[-1]))) if ks else "k"
+    ks = [epoch["evolved_k"] for run in group.runs for epoch in run.summary["epochs"] if epoch.get("evolved_k")]
+    k = max(ks) if ks else None
     compared = {"plain": "hard_plain", "evolved": "evolved"}
     curves = {
         "Pass@1, questions under templates": {label: f"{name}_pass_at_1" for label, name in compared.items()},
-        f"Pass@{k}, questions under templates": {label: f"{name}_pass_at_k" for label, name in compared.items()},
+        f"Pass@{k or 'k'}, questions under templates": {label: f"{name}_pass_at_k" for label, name in compared.items()},
         "Plain prompts, all questions": {
             "Pass@1": "plain_pass_at_1",
             f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k",
@@ -165,7 +167,10 @@ def figure_4(group: RunGroup) -> list[Chart]:
     }
     charts = []
     for title, fields in curves.items():
-        lines = [Line(label, epoch_curve(group, field), i) for i, (label, field) in enumerate(fields.items())]
+        lines = [
+            Line(label, epoch_curve(group, field, at=k if field in AT_K else None), i)
+            for i, (label, field) in enumerate(fields.items())
+        ]
         most = math.inf if title == COUNTED else 1.0
         charts.append(Chart(title, line_chart(title, "epoch", lines, whole_x=True, most=most), legend(lines)))
     return _charts(*charts)

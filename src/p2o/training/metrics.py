@@ -44,8 +44,8 @@ def compared(records: Sequence[Record]) -> dict[str, Any]:
     """Pass@1 and Pass@k of plain and of evolved prompts on the same questions: those that were answered under both.
 
     k, named ``evolved_k``, is the most rollouts that each of these questions has on both sides. Where it has but one
-    plain rollout, k is what the evolved side has, and the plain Pass@k is null: one rollout cannot estimate it. Where
-    no question has a plain rollout beside its templated ones, the evolved side stands alone.
+    plain rollout, k is what the evolved side has, and the plain Pass@k is null unless that is one too. Where no
+    question has a plain rollout beside its templated ones, the evolved side stands alone.
     """
     templated = [r for r in records if r.templated_count]
     both = [r for r in templated if r.plain_count] or templated
@@ -55,7 +55,7 @@ def compared(records: Sequence[Record]) -> dict[str, Any]:
     k = min(fewest_plain, fewest_evolved) if fewest_plain > 1 else fewest_evolved
     return {
         "hard_plain_pass_at_1": _mean_pass(plain, 1),
-        "hard_plain_pass_at_k": _mean_pass(plain, k) if fewest_plain > 1 else None,
+        "hard_plain_pass_at_k": _mean_pass(plain, k),
         "evolved_pass_at_1": _mean_pass(evolved, 1),
         "evolved_pass_at_k": _mean_pass(evolved, k),
         "evolved_k": k or None,
