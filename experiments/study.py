@@ -24,6 +24,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from p2o.reporting.results import paid
 from p2o.reporting.runs import Estimate, Run, estimate, load_run
 
 RESULTS = (
@@ -31,8 +32,6 @@ RESULTS = (
     *("generated_tokens", "trained_tokens", "seconds"),
 )
 EPOCHS = ("variant", "seed", "epoch", "tokens", "val_accuracy", "hard", "covered", "plain_pass_at_1")
-PAID = ("policy", "evolution", "reflection")
-"""Phases whose cost is counted."""
 FEWEST_SEEDS = 3
 """Below it no interval is shown: that of two seeds is wider than the scale."""
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
@@ -100,8 +99,8 @@ def result_row(run: Run, axis: str | None) -> dict[str, Any]:
         "seed": run.seed,
         "val_accuracy_initial": accuracy["initial"],
         "val_accuracy_final": accuracy["final"],
-        "generated_tokens": sum(ledger["generated_tokens"][phase] for phase in PAID),
-        "trained_tokens": sum(ledger["trained_tokens"][phase] for phase in PAID),
+        "generated_tokens": paid(ledger, "generated_tokens"),
+        "trained_tokens": paid(ledger, "trained_tokens"),
         "seconds": round(ledger["seconds"]["total"], 1),
     } | ({axis: run.config[axis]} if axis else {})
 

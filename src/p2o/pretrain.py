@@ -1,14 +1,20 @@
-"""Make the testbed's model and say what it can do: ``python -m p2o.pretrain model=latent_skill data=latent_skill``."""
+"""Make the testbed's model, show what it reads and say what it can do.
+
+``python -m p2o.pretrain model=latent_skill data=latent_skill``
+"""
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from p2o.command import refuse, run_command
 from p2o.config import Config, register_schemas
@@ -17,20 +23,28 @@ from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkil
 from p2o.types import Phase, Problem, Request, SamplingParams, derive_seed
 
 if TYPE_CHECKING:
-    from p2o.tasks.latent_skill import Family
+    from p2o.tasks.latent_skill import Example, Family
 
 register_schemas()
 register_launcher()
 
 PROMPTS = ("plain", "right way", "wrong way", "no way")
 """What the rates are measured under: no template, and instructions that name a way, another family's, or none."""
+SAMPLES = 200
+"""Answers of a family to a prompt."""
+PLAIN_SAMPLES = 10
+"""Times as many where the rate is that of plain questions, which is small."""
+KINDS = ("plain", "plain, worked", "right way", "wrong way", "no way", "reflection")
+"""Of the pre-training text."""
+DRAWN = 20_000
+"""Examples that are looked through; at the default ``model.leak`` about five of them are plain and worked."""
 
 
 def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) -> dict[str, dict[str, float]]:
     """Success rates at temperature 1, family by family and for each of :data:`PROMPTS`, on held-out questions.
 
-    Each rate is that of ``samples`` answers, every one under an instruction of its own; of ten times as many where the
-    rate is that of plain questions, which is small. The model is made first where it is not there.
+    Each rate is that of ``samples`` answers, every one under an instruction of its own; of :data:`PLAIN_SAMPLES` times
+    as many for plain questions. The model is made first where it is not there.
     """
     from p2o.policy.model import load_policy
     from p2o.rewards import GraderPool
@@ -67,11 +81,58 @@ def _requests(
 
     rng = random.Random(derive_seed("skill rates", family.name, prompt))
     requests = []
-    for i in range(10 * samples if prompt == "plain" else samples):
+    for i in range(PLAIN_SAMPLES * samples if prompt == "plain" else samples):
         named = {"right way": (family,), "wrong way": (rng.choice(others or [family]),)}.get(prompt, ())
         template = "" if prompt == "plain" else instruction(named, rng)
         requests.append(Request(problems[i % len(problems)], i, rng.getrandbits(60), template))
     return requests
+
+
+def examples_table(model: LatentSkillModel, each: int = 2) -> Table:
+    """The first ``each`` examples of every kind in text like that which the model is pre-trained on."""
+    from p2o.tasks.latent_skill import families, pretraining_example
+
+    chosen = families(model.families, "model.families")
+    rng = random.Random(derive_seed("latent skill examples", model.seed))
+    found: dict[str, list[Example]] = {kind: [] for kind in KINDS}
+    for _ in range(DRAWN):
+        example = pretraining_example(chosen, model.leak, rng)
+        if len(shown := found[_kind(example, chosen)]) < each:
+            shown.append(example)
+    table = Table("kind", "before the question", "question", "what the model learns to answer", show_lines=True)
+    table.title = "Pre-training text"
+    for kind, examples in found.items():
+        for example in examples:
+            table.add_row(kind, *map(Text, (example.template, example.question, example.completion)))
+    return table
+
+
+def _kind(example: Example, chosen: Sequence[Family]) -> str:
+    from p2o.tasks.latent_skill import FENCE
+
+    if FENCE in example.question:
+        return "reflection"
+    if not example.template:
+        return "plain, worked" if "\n" in example.completion else "plain"
+    words = re.findall("[a-z]+", example.template)
+    named = [family for word in words for family in chosen if word in family.way]
+    if not named:
+        return "no way"
+    own = example.question.startswith(named[-1].question.partition("{")[0])
+    return "right way" if own else "wrong way"
+
+
+def plain_success(rates: Mapping[str, Mapping[str, float]], samples: int) -> str:
+    """The plain rate over all families, which ``model.leak`` is the pre-training's side of, with its interval."""
+    from scipy import stats
+
+    asked = PLAIN_SAMPLES * samples * len(rates)
+    correct = sum(round(by_prompt["plain"] * PLAIN_SAMPLES * samples) for by_prompt in rates.values())
+    interval = stats.binomtest(correct, asked).proportion_ci(0.95, method="exact")
+    return (
+        f"plain success: {correct / asked:.3%} ({correct} of {asked:,}; 95 % interval {interval.low:.3%} to "
+        f"{interval.high:.3%}, exact binomial)"
+    )
 
 
 def rates_table(rates: dict[str, dict[str, float]]) -> Table:
@@ -94,7 +155,10 @@ def main(composed: DictConfig) -> None:
     quiet_libraries()
     try:
         folder = resolve_model(model)
-        Console().print(rates_table(skill_rates(model, data, samples=200)), f"model: {folder}", sep="\n")
+        Console().print(examples_table(model))
+        rates = skill_rates(model, data, samples=SAMPLES)
+        said = f"{plain_success(rates, SAMPLES)}; model.leak={model.leak:g}"
+        Console().print(rates_table(rates), said, f"model: {folder}", sep="\n")
     except (DataError, ModelError) as error:
         refuse(error)
 

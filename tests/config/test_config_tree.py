@@ -56,6 +56,12 @@ def test_every_file_composes_and_loads(
     assert isinstance(load_config(compose_tree(*overrides)), Config)
 
 
+def test_a_function_of_ones_own_gets_the_whole_response_unless_told(configure: Callable[..., Config]) -> None:
+    function = ("reward=function", "reward.function=math.isclose")
+    assert configure(*function).reward.extract == ["whole"]
+    assert configure(*function, "reward.extract=[boxed]").reward.extract == ["boxed"]
+
+
 @pytest.mark.parametrize("scale", ["local", "paper", "latent_skill"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_valid_at_every_scale(

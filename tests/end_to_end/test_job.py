@@ -141,3 +141,16 @@ def test_a_budget_of_tokens_ends_the_run(configure: Callable[..., Config]) -> No
     assert result.state.stop_reason.startswith("budget.tokens=600 is spent")
     assert result.state.step < 8
     assert summary_of(result.run_dir)["status"] == "stopped"
+
+
+@pytest.mark.parametrize("limit", [13, 20])
+def test_a_budget_of_template_evaluations_is_never_exceeded(limit: int, configure: Callable[..., Config]) -> None:
+    """A prompt phase gets what is left. Where that pays for no proposal, the run ends before another round."""
+    result = train(configure("+experiment=teacher_ref", *LUCKY, f"budget.metric_calls={limit}"))
+    summary = summary_of(result.run_dir)
+    assert summary["ledger"]["metric_calls"]["total"] <= limit
+    if limit == 13:  # four dev questions, and a proposal may take ten
+        assert summary["stop_reason"] == "budget.metric_calls=13 pays for no further template"
+        assert (summary["status"], result.state.step, result.state.epoch) == ("stopped", 4, 1)
+    else:
+        assert summary["ledger"]["metric_calls"]["total"] > 0

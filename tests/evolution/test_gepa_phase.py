@@ -203,3 +203,28 @@ def test_progress_and_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 def _fields(rollout: Rollout) -> dict[str, Any]:
     return {**asdict(rollout), "grade": rollout.grade}
+
+
+@pytest.mark.parametrize("limit", [20, 47, 90, 200])
+def test_what_the_run_may_spend_is_never_exceeded(limit: int, tmp_path: Path) -> None:
+    """Dev takes 12 calls and a proposal at most 2 * 3 + 12: iterations become narrower, then there is none."""
+    evolution, task, _ = run(tmp_path, limit=limit)
+    assert task.ledger.totals().metric_calls == evolution.metric_calls <= limit
+    if limit < 30:
+        assert (evolution.stop_reason, evolution.metric_calls, len(evolution.pool)) == ("run_budget", 0, 1)
+    else:
+        assert evolution.reflection_calls > 0
+        assert evolution.stop_reason == "dev_solved" or limit - evolution.metric_calls < 18
+
+
+def test_a_limit_beyond_the_need_changes_nothing(tmp_path: Path) -> None:
+    free, _, _ = run(tmp_path / "free")
+    limited, _, _ = run(tmp_path / "limited", limit=100_000)
+    assert limited == free
+
+
+def test_carried_over_templates_are_as_many_as_the_limit_pays_for(tmp_path: Path) -> None:
+    texts = [f"Work number {word}." for word in ("one", "two", "three", "four")]
+    evolution, _, _ = run(tmp_path, warm_start=texts, limit=12 + 2 * 18)
+    assert evolution.metric_calls <= 48
+    assert {template.text for template in evolution.pool} & set(texts) == set(texts[:2])

@@ -1,7 +1,8 @@
 """The paper's commands: every job of every paper sweep is valid, and every experiment runs at the paper's scale.
 
 The runs keep all of ``+scale=paper`` but the sizes: the same architecture (Qwen3) with random weights, the published
-preparation of real questions, two updates a round, warm-up, a validation between the epochs' ends.
+preparation of questions (real ones where they are there), two updates a round, warm-up, a validation between the
+epochs' ends.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ TINY = (
     "+scale=paper",
     "model=tiny_qwen3",
     "rollout=hf",
-    f"data.dataset={QUESTIONS}",
     "data.train_size=24",
     "data.val_size=16",
     "reward=function",
@@ -59,7 +59,24 @@ TINY = (
     "logger=off",
 )
 
-needs_questions = pytest.mark.skipif(not QUESTIONS.is_file(), reason=f"the real questions are not there: {QUESTIONS}")
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions in the columns of DeepScaleR, with answers as formulas."""
+    path = tmp_path_factory.mktemp("questions") / "fractions.jsonl"
+    rows = [
+        {"problem": f"Simplify $\\frac{{{a}}}{{{b}}} + {a}$.", "answer": f"\\frac{{{a + a * b}}}{{{b}}}"}
+        for a in range(2, 10)
+        for b in range(11, 18)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def questions(generated: Path) -> Path:
+    """Real questions of DeepScaleR where they are there."""
+    return QUESTIONS if QUESTIONS.is_file() else generated
 
 
 @pytest.fixture(autouse=True)
@@ -130,10 +147,10 @@ def test_published_sets(data: str, configure: Callable[..., Config]) -> None:
     assert config.prompt == "Let's think step by step and output the final answer within \\boxed{}.\n\n{question}"
 
 
-@needs_questions
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_two_rounds_and_a_prompt_phase(experiment: str, configure: Callable[..., Config]) -> None:
-    config = configure(f"+experiment={experiment}", *TINY, f"reflector={REFLECTOR.get(experiment, 'strategies')}")
+def test_two_rounds_and_a_prompt_phase(experiment: str, configure: Callable[..., Config], questions: Path) -> None:
+    reflector = REFLECTOR.get(experiment, "strategies")
+    config = configure(f"+experiment={experiment}", *TINY, f"data.dataset={questions}", f"reflector={reflector}")
     result = train(config)
     summary = json.loads((result.run_dir / "summary.json").read_text())
     assert (summary["status"], summary["experiment"]) == ("completed", experiment)
@@ -163,12 +180,12 @@ def check_assignment(config: Config, rows: list[dict[str, Any]], hard: set[str])
         assert all(len(templates) == 1 for templates in used.values())
 
 
-@needs_questions
-def test_updates_warm_up_and_the_best_checkpoint(configure: Callable[..., Config]) -> None:
+def test_updates_warm_up_and_the_best_checkpoint(configure: Callable[..., Config], generated: Path) -> None:
     """24 steps from 12 rounds; the schedule, a validation every 5 rounds, and the best of them on disk."""
     config = configure(
         "+experiment=grpo",
         *TINY,
+        f"data.dataset={generated}",
         "policy.questions_per_round=3",
         "trainer.epochs=4",
         "trainer.rounds_per_epoch=3",

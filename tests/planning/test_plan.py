@@ -185,6 +185,22 @@ def test_what_cannot_fit_is_warned_of(qwen3_4b: Path, configure: Callable[..., C
     assert any("the model attends to 40,960" in line for line in longer.warnings)
 
 
+def test_vllm_sleeps_during_the_update(qwen3_4b: Path, configure: Callable[..., Config]) -> None:
+    """On a card it is there for the rollouts only; its weights then wait in host memory."""
+    config = configure("+experiment=grpo", "+scale=paper", "debug=plan", f"model.path={qwen3_4b}")
+    plan = make_plan(config)
+    assert plan.size is not None
+    card = 80 * 2**30
+    parts = memory.memory(config, plan.size, plan.questions, device="gpu", capacity=card)
+    taken = {part.name: part for part in parts}
+    assert (taken["vLLM"].when, taken["vLLM"].bytes) == ("rollout", card // 2)
+    asleep = taken["vLLM's weights while it sleeps"]
+    assert (asleep.device, asleep.when, asleep.bytes) == ("cpu", "update", 2 * plan.size.parameters)
+    update = sum(part.bytes for part in parts if part.device == "gpu" and part.when in ("always", "update"))
+    assert memory.peak(parts, "gpu") == update > card
+    assert any("400 times time/rollout + time/update" in note for note in plan.notes)
+
+
 def test_parts_of_different_times_are_not_added_up() -> None:
     parts = [Part("a", "cpu", "always", 5), Part("b", "cpu", "update", 7), Part("c", "cpu", "rollout", 4)]
     assert memory.peak(parts, "cpu") == 12

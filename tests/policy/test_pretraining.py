@@ -16,7 +16,7 @@ from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkil
 from p2o.policy.builders import load_causal_lm, load_tokenizer, resolve_model
 from p2o.policy.model import load_policy
 from p2o.policy.pretraining import pretrain, word_tokenizer
-from p2o.pretrain import skill_rates
+from p2o.pretrain import KINDS, examples_table, plain_success, skill_rates
 from p2o.rollout.hf import HfEngine
 from p2o.rollout.prompts import PromptRenderer
 from p2o.tasks import DataError
@@ -97,6 +97,20 @@ def test_a_short_pre_training_teaches_when_to_work_and_when_to_guess(tmp_path: P
     assert share(at_once, "") > 0.9
     assert share(at_once, "Work it out.") > 0.9
     assert share(worked, "Use a mirror.") > 0.9
+
+
+def test_the_command_shows_two_examples_of_every_kind() -> None:
+    kinds, _, questions, completions = (list(column.cells) for column in examples_table(SMALL).columns)
+    assert kinds == [kind for kind in KINDS for _ in range(2)]
+    told = dict(zip(kinds, map(str, completions), strict=True))
+    assert re.fullmatch(r"answer: \d+", told["plain"])
+    assert all("\nanswer: " in told[kind] for kind in ("plain, worked", "right way", "wrong way"))
+    assert "the new instruction" in str(questions[-1])
+
+
+def test_plain_success_has_an_interval_over_all_families() -> None:
+    said = plain_success({"sum": {"plain": 3 / 2000}, "reversal": {"plain": 0.0}}, samples=200)
+    assert said == "plain success: 0.075% (3 of 4,000; 95 % interval 0.015% to 0.219%, exact binomial)"
 
 
 @pytest.mark.slow

@@ -227,11 +227,13 @@ def test_one_forward_pass_a_micro_batch_and_none_for_old_log_probs_on_policy(tin
     policy = tiny_policy()
     calls: list[bool] = []
     policy.causal_lm.model.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    run(policy, configured(micro_batch_tokens=10_000), DistillationConfig(kind="mask"))
-    assert calls == [True]
+    _, metrics = run(policy, configured(micro_batch_tokens=10_000), DistillationConfig(kind="mask"))
+    assert (calls, metrics.scored_tokens) == ([True], 0)
     calls.clear()
-    run(policy, configured(micro_batch_tokens=10_000, updates_per_round=2), DistillationConfig(kind="mask"))
+    two = configured(micro_batch_tokens=10_000, updates_per_round=2)
+    _, metrics = run(policy, two, DistillationConfig(kind="mask"))
     assert calls == [False, True, True]
+    assert 0 < metrics.scored_tokens < metrics.trained_tokens, "the second step's tokens"
 
 
 def test_the_gradient_is_clipped_to_its_norm_once_over_all_tensors(tiny_policy: Tiny) -> None:

@@ -113,8 +113,10 @@ class Player:
             hard_all_fail=1,
             plain_pass_at_1=0.25,
             plain_pass_at_k=0.5,
+            hard_plain_pass_at_1=0.125,
             evolved_pass_at_1=0.5,
             evolved_pass_at_k=0.75,
+            evolved_k=5,
         )
         state.epochs.append(summary)
         state.epoch += 1

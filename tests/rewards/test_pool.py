@@ -26,7 +26,7 @@ def problem(answer: str, id: str = "p") -> Problem:
 
 
 def function_config(name: str, **changes: object) -> RewardConfig:
-    return RewardConfig(**{"kind": "function", "function": f"reward_functions.{name}", **changes})
+    return RewardConfig(**{"kind": "function", "function": f"reward_functions.{name}", "extract": ["whole"], **changes})
 
 
 def children(of: int) -> list[int]:
@@ -103,9 +103,21 @@ def test_exact_ignores_case_space_and_quotes() -> None:
 
 def test_a_function_gets_the_whole_text_and_the_problem() -> None:
     with GraderPool(function_config("length")) as graded:
-        grades = graded.grade_many([(problem("10"), "12345"), (problem("5"), "12345")])
-        assert grades == [Grade(Outcome.WRONG, 0.5), Grade(Outcome.CORRECT, 1.0)]
+        grades = graded.grade_many([(problem("10"), "12345"), (problem("5"), "12345\n"), (problem("5"), " ")])
+        assert grades[:2] == [Grade(Outcome.WRONG, 0.5, "12345"), Grade(Outcome.CORRECT, 1.0, "12345")]
+        assert grades[2] == Grade(Outcome.UNPARSEABLE, 0.0)
         assert graded.check_golds([problem("10")]) == [True]
+
+
+def test_a_function_gets_what_is_extracted() -> None:
+    with GraderPool(function_config("length", extract=["boxed", "last_number"])) as graded:
+        texts = [r"It is 7, so \boxed{12}.", "so it is 123", "I give up"]
+        grades = graded.grade_many([(problem("2"), text) for text in texts])
+    assert grades == [
+        Grade(Outcome.CORRECT, 1.0, "12"),
+        Grade(Outcome.CORRECT, 1.0, "123"),
+        Grade(Outcome.UNPARSEABLE, 0.0),
+    ]
 
 
 def test_workers_never_import_torch() -> None:
@@ -131,7 +143,7 @@ def test_an_overrun_is_a_timeout_and_nobody_else_waits(misbehaving: GraderPool) 
         Outcome.TIMEOUT,
         Outcome.CORRECT,
     ]
-    assert grades[1] == Grade(Outcome.TIMEOUT, 0.0)
+    assert grades[1] == Grade(Outcome.TIMEOUT, 0.0, "sleep 60")
 
 
 @pytest.mark.parametrize("text", ["die", "allocate", "raise", "recurse", "out of range", "not a number"])

@@ -34,6 +34,12 @@ def test_json_there_and_back() -> None:
     assert again.by_phase[Phase.POLICY].generated_tokens == 16
 
 
+def test_a_ledger_of_before_a_count_existed_is_read() -> None:
+    counts = {name: value for name, value in filled().to_json()["policy"].items() if name != "scored_tokens"}
+    again = Ledger.from_json({"policy": counts})
+    assert (again.totals().generated_tokens, again.totals().scored_tokens) == (15, 0)
+
+
 def test_what_is_no_count_is_refused_by_name() -> None:
     with pytest.raises(AttributeError, match="tokens"):
         Ledger().add(Phase.POLICY, tokens=1)

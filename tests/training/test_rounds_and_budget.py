@@ -8,7 +8,7 @@ from collections.abc import Callable
 from p2o.config import Config
 from p2o.config.schema import BudgetConfig
 from p2o.rollout.ledger import Ledger
-from p2o.training.budget import exhausted
+from p2o.training.budget import exhausted, metric_calls_left
 from p2o.training.data import RoundDataModule, num_rounds, rounds_of_epoch
 from p2o.training.state import RunState
 from p2o.types import Phase, Problem
@@ -48,3 +48,4 @@ def test_a_budget_ends_when_any_of_its_limits_is_reached() -> None:
     assert exhausted(BudgetConfig(tokens=200), ledger) == "budget.tokens=200 is spent (200)"
     assert exhausted(BudgetConfig(seconds=5), ledger) == "budget.seconds=5 is spent (5)"
     assert exhausted(BudgetConfig(metric_calls=8), ledger) == "budget.metric_calls=8 is spent (9)"
+    assert [metric_calls_left(BudgetConfig(metric_calls=n), ledger) for n in (None, 8, 9, 12)] == [None, 0, 0, 3]

@@ -115,7 +115,8 @@ class ProcessLauncher(Launcher):
         with ThreadPoolExecutor(self.jobs) as pool:
             returns = list(pool.map(run, jobs))
         table = Path(self.config.hydra.sweep.dir) / "results.csv"
-        write_results([job.run_dir for job in jobs if not _other_run(job)], table)
+        counted = [(job.run_dir, filter_overrides(job.overrides)) for job in jobs if not _other_run(job)]
+        write_results(counted, table)
         failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status is JobStatus.FAILED]
         print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs complete; {table}", flush=True)
         for job, done in failed:

@@ -21,7 +21,7 @@ from p2o.config.schema import GepaConfig
 from p2o.evolution.adapter import COMPONENT, Evaluate, Questions, TemplateAdapter
 from p2o.evolution.assignment import template_to_json
 from p2o.evolution.journal import Journal
-from p2o.evolution.proposals import Acceptance, ParentSampling, TemplateReflection
+from p2o.evolution.proposals import Acceptance, Allowance, ParentSampling, TemplateReflection
 from p2o.evolution.reflectors import Reflector
 from p2o.evolution.validity import TemplateFilter
 from p2o.evolution.watch import EvolutionProgress, FileLog, Watch
@@ -43,7 +43,8 @@ class Evolution:
     that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were no template, and as
     ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``failures`` counts
     the reflector's own by kind, those that a retry mended included. ``stop_reason``:
-    budget | max_iterations | no_proposals | dev_solved | stop_file | too_few_questions.
+    budget | run_budget (what the run may spend pays for no further proposal) | max_iterations | no_proposals |
+    dev_solved | stop_file | too_few_questions.
     """
 
     pool: tuple[Template, ...]
@@ -119,6 +120,7 @@ def evolve(
     ledger: Ledger | None = None,
     warm_start: Sequence[str] = (),
     progress: Callable[[EvolutionProgress], None] | None = None,
+    limit: int | None = None,
 ) -> Evolution:
     """Evolve templates on the hard questions under the current policy.
 
@@ -129,15 +131,21 @@ def evolve(
 
     ``warm_start`` texts that pass the template checks are scored on dev first and join the pool. Errors of
     ``evaluate`` and of the journal propagate; a reflector's failures are counted in ``Evolution.rejected``.
+
+    An iteration that was begun within the budget is finished, beyond it if need be. ``limit`` is never exceeded: it is
+    what the run may spend in all, so iterations become narrower towards it.
     """
     train, dev = split(hard, config.dev_size, derive_seed(seed, epoch))
     if not dev:
-        return _too_few(hard)
-    budget = budget_of(config, len(dev))
+        return _none(hard, "too_few_questions")
+    allowance = Allowance(limit, proposal=2 * config.minibatch + len(dev))
+    if not allowance.proposals(1, spent=len(dev)):
+        return _none(hard, "run_budget")
+    budget = budget_of(config, len(dev)) if limit is None else min(limit, budget_of(config, len(dev)))
     seed = derive_seed(seed, epoch, "evolve")
     _drop_unwanted(run_dir)
     journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())
-    journal.call("evolve", _identity(train, dev, config, seed, warm_start), lambda: None)
+    journal.call("evolve", _identity(train, dev, config, seed, warm_start, limit), lambda: None)
     judge = TemplateFilter(
         [problem.answer for problem in hard],
         max_tokens=config.max_template_tokens,
@@ -145,7 +153,7 @@ def evolve(
         leak_filter=config.leak_filter,
     )
     reflection = TemplateReflection(reflector, journal, judge, warm=warm_start, seed=seed)
-    watch = Watch(config, budget, reflection, progress)
+    watch = Watch(config, budget, allowance, reflection, progress)
     valset = Questions("dev", dev)
     _announce(config, budget, train, dev)
     result = gepa.optimize(
@@ -156,7 +164,11 @@ def evolve(
             evaluate, journal, samples=config.dev_samples, seed=seed, dev_ids=[problem.id for problem in dev]
         ),
         sampling_strategy=ParentSampling(
-            parents=config.parents, minibatch=config.minibatch, warm=len(reflection.warm), seed=seed
+            parents=config.parents,
+            minibatch=config.minibatch,
+            warm=len(reflection.warm),
+            allowance=allowance,
+            seed=seed,
         ),
         reflection_strategy=reflection,
         acceptance_criterion=Acceptance(),
@@ -169,14 +181,20 @@ def evolve(
         seed=seed,
     )
     _drop_unwanted(run_dir)
-    pool = _pool(result, valset, config, epoch, reflection.warm)
+    return _evolution(result, train, dev, _pool(result, valset, config, epoch, reflection.warm), watch)
+
+
+def _evolution(
+    result: GEPAResult, train: Sequence[Problem], dev: Sequence[Problem], pool: tuple[Template, ...], watch: Watch
+) -> Evolution:
+    reflection = watch.reflection
     return Evolution(
         pool=pool,
         front=_front(result, pool),
         dev_ids=tuple(problem.id for problem in dev),
         train_ids=tuple(problem.id for problem in train),
         metric_calls=result.total_metric_calls or 0,
-        budget=budget,
+        budget=watch.max_metric_calls,
         reflection_calls=reflection.asked,
         rejected=dict(sorted((reflection.rejected + Counter(not_better=watch.not_better)).items())),
         iterations=watch.iterations,
@@ -224,8 +242,8 @@ def _pool(
     return tuple(pool)
 
 
-def _too_few(hard: Sequence[Problem]) -> Evolution:
-    """An evolution that did not take place: nothing can be both learned from and tested on one question."""
+def _none(hard: Sequence[Problem], why: str) -> Evolution:
+    """An evolution that did not take place: on one question, say, nothing can be both learned and tested."""
     return Evolution(
         pool=(Template(""),),
         front=(),
@@ -236,12 +254,17 @@ def _too_few(hard: Sequence[Problem]) -> Evolution:
         reflection_calls=0,
         rejected={},
         iterations=0,
-        stop_reason="too_few_questions",
+        stop_reason=why,
     )
 
 
 def _identity(
-    train: Sequence[Problem], dev: Sequence[Problem], config: GepaConfig, seed: int, warm_start: Sequence[str]
+    train: Sequence[Problem],
+    dev: Sequence[Problem],
+    config: GepaConfig,
+    seed: int,
+    warm_start: Sequence[str],
+    limit: int | None,
 ) -> dict[str, Any]:
     """All that an evolution's course follows from, beside the policy."""
     return {
@@ -251,7 +274,7 @@ def _identity(
         "seed": seed,
         "warm_start": list(warm_start),
         "gepa": importlib.metadata.version("gepa"),
-    }
+    } | ({} if limit is None else {"limit": limit})
 
 
 def _drop_unwanted(run_dir: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gepa.core.data_loader import DataLoader
@@ -27,28 +27,46 @@ WARM_START = "warm_start"
 Dataset = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Metric calls that an evolution may take at the most, as proposals; a ``limit`` of None is no limit.
+
+    ``proposal`` is the most that one takes: parent and child on a minibatch, and the child on all of dev.
+    """
+
+    limit: int | None
+    proposal: int
+
+    def proposals(self, wanted: int, *, spent: int) -> int:
+        """How many of ``wanted`` proposals can be paid for after ``spent`` metric calls."""
+        return wanted if self.limit is None else max(0, min(wanted, (self.limit - spent) // self.proposal))
+
+
 class ParentSampling:
     """W (parent, minibatch) pairs an iteration: parents from the Pareto front, minibatches in shuffled passes.
 
     An iteration's draws follow from the seed, its number and gepa's state, from nothing kept in memory. Within a pass
     over the training questions no two minibatches share one. With ``warm`` templates the first iteration is theirs:
-    one pair each, under the empty template, on a single question.
+    one pair each, under the empty template, on a single question. Where ``allowance`` pays for fewer, they are fewer.
     """
 
-    def __init__(self, *, parents: int, minibatch: int, warm: int, seed: int) -> None:
+    def __init__(self, *, parents: int, minibatch: int, warm: int, allowance: Allowance, seed: int) -> None:
         self.parents = parents
         self.minibatch = minibatch
         self.warm = warm
+        self.allowance = allowance
         self.seed = seed
 
     def sample_tasks(
         self, state: GEPAState, candidate_selector: object, batch_sampler: object, trainset: DataLoader[str, Problem]
     ) -> list[ProposalTask]:
         ids = list(trainset.all_ids())
-        if state.i == 0 and self.warm:
-            return [self._task(state, 0, ids[:1], trainset) for _ in range(self.warm)]
+        warm = state.i == 0 and self.warm
+        width = self.allowance.proposals(warm or self.parents, spent=state.total_num_evals)
+        if warm:
+            return [self._task(state, 0, ids[:1], trainset) for _ in range(width)]
         tasks = []
-        for number in range(self.parents):
+        for number in range(width):
             rng = random.Random(derive_seed(self.seed, "parent", state.i, number))
             parent = ParetoCandidateSelector(rng).select_candidate_idx(state)
             tasks.append(self._task(state, parent, self._minibatch(ids, state.i * self.parents + number), trainset))
@@ -103,7 +121,10 @@ class TemplateReflection:
         warm = self._batches == 1 and bool(self.warm)
         texts: Sequence[str | None]
         try:
-            texts = self.warm if warm else self._templates([self._job(*job[:2], i) for i, job in enumerate(jobs)])
+            if warm:
+                texts = self.warm[: len(jobs)]
+            else:
+                texts = self._templates([self._job(*job[:2], i) for i, job in enumerate(jobs)])
         except Exception as error:
             self.error = error
             texts = [None] * len(jobs)

@@ -10,7 +10,7 @@ from gepa.core.callbacks import BudgetUpdatedEvent, CandidateRejectedEvent, Iter
 from gepa.core.state import GEPAState
 
 from p2o.config.schema import GepaConfig
-from p2o.evolution.proposals import TemplateReflection
+from p2o.evolution.proposals import Allowance, TemplateReflection
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,13 @@ class Watch:
         self,
         config: GepaConfig,
         budget: int,
+        allowance: Allowance,
         reflection: TemplateReflection,
         progress: Callable[[EvolutionProgress], None] | None,
     ) -> None:
         self.config = config
         self.max_metric_calls = budget
+        self.allowance = allowance
         self.reflection = reflection
         self.reason: str | None = None
         self.not_better = 0
@@ -53,6 +55,7 @@ class Watch:
             raise self.reflection.error
         reasons = {
             "dev_solved": all(best >= self.config.solve_threshold for best in gepa_state.pareto_front_valset.values()),
+            "run_budget": not self.allowance.proposals(1, spent=gepa_state.total_num_evals),
             "budget": gepa_state.total_num_evals >= self.max_metric_calls,
             "max_iterations": gepa_state.i + 1 >= self.config.max_iterations,
             "no_proposals": self._failures >= self.config.max_failures,

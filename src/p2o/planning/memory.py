@@ -97,7 +97,8 @@ def _engine(
     elif isinstance(rollout, VllmRollout):
         one_sequence = sequence(config, questions) * size.cache_per_token
         share = int(rollout.gpu_memory_utilization * capacity) if capacity else copy + one_sequence
-        parts.append(Part("vLLM" if capacity else "vLLM, at the least", device, ALWAYS, share))
+        parts.append(Part("vLLM" if capacity else "vLLM, at the least", device, ROLLOUT, share))
+        parts.append(Part("vLLM's weights while it sleeps", "cpu", UPDATE, copy))
     return parts
 
 

@@ -64,7 +64,11 @@ def make_plan(config: Config) -> Plan:
     if reason is None:
         plan.pace = probe(config, problems)
     else:
-        notes.append(f"no estimate of time: {reason}")
+        notes.append(
+            f"no estimate of time: {reason}. A few rounds on the machine that is meant measure it: "
+            f"{plan.counts.rounds:,} times time/rollout + time/update of metrics.jsonl, and "
+            f"{plan.counts.prompt_phases:,} prompt phases"
+        )
     return plan
 
 

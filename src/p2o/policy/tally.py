@@ -49,6 +49,8 @@ class UpdateMetrics:
     trained_samples: int = 0
     trained_tokens: int = 0
     """Completion tokens that went through the loss."""
+    scored_tokens: int = 0
+    """Completion tokens whose log-probs were computed without a gradient, before the first step (of this rank)."""
     forward_tokens: int = 0
     """Tokens that went through the model with gradient, prompts and padding included (of this rank)."""
     steps: int = 0
@@ -101,6 +103,7 @@ class Tally:
         self.progress = progress
         self.done_tokens = 0
         self.forward_tokens = 0
+        self.scored_tokens = 0
         self.worst = 0.0
         self.sums = Sums()
         self.losses: list[float] = []
@@ -151,6 +154,7 @@ class Tally:
             no_contrast=signals.get(Signal.NO_CONTRAST, 0),
             trained_samples=round(s.samples),
             trained_tokens=round(s.tokens),
+            scored_tokens=self.scored_tokens,
             forward_tokens=self.forward_tokens,
             steps=len(self.norms),
             skipped=self.skipped,

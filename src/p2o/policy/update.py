@@ -110,6 +110,7 @@ def update(
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
     old = [None, *(_logprobs(policy, s, objective, budget) for s in sets[1:])]
     tally = Tally(sum(s.tokens for s in sets), progress, skipped_before)
+    tally.scored_tokens = sum(s.tokens for s in sets[1:])
     with _training_mode(policy, seed):
         for training_set, before in zip(sets, old, strict=True):
             sums = _accumulate(policy, optimizer, training_set, before, objective, tally, budget, backward)

@@ -34,6 +34,8 @@ COLOURS = 8
 COUNTED = "Hard questions"
 """The charts under any other heading show rates or rewards, which end at 1."""
 HARD = {COUNTED: "hard", "Hard questions without any success": "hard_all_fail"}
+AT_K = ("hard_plain_pass_at_k", "evolved_pass_at_k")
+"""Rates of one k, the largest, so that a curve has but one: epochs of another are left out."""
 SMOOTHED_TO = 15
 """Training reward is averaged so that about this many independent points remain."""
 PAIRS = 2
@@ -150,15 +152,25 @@ def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
 
 
 def figure_4(group: RunGroup) -> list[Chart]:
-    """Figure 4 for one group: Pass@1 and Pass@K of plain and of evolved prompts, and the hard questions."""
-    k = group.config.get("policy.rollouts", "K")
+    """Figure 4 for one group: Pass@1 and Pass@k of plain and of evolved prompts, and the hard questions."""
+    ks = [epoch["evolved_k"] for run in group.runs for epoch in run.summary["epochs"] if epoch.get("evolved_k")]
+    k = max(ks) if ks else None
+    compared = {"plain": "hard_plain", "evolved": "evolved"}
     curves = {
-        f"Pass@{n}": {prompt: f"{prompt}_pass_at_{key}" for prompt in ("plain", "evolved")}
-        for n, key in ((1, "1"), (k, "k"))
-    } | {COUNTED: {"all": "hard", "without any success": "hard_all_fail"}}
+        "Pass@1, questions under templates": {label: f"{name}_pass_at_1" for label, name in compared.items()},
+        f"Pass@{k or 'k'}, questions under templates": {label: f"{name}_pass_at_k" for label, name in compared.items()},
+        "Plain prompts, all questions": {
+            "Pass@1": "plain_pass_at_1",
+            f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k",
+        },
+        COUNTED: {"all": "hard", "without any success": "hard_all_fail"},
+    }
     charts = []
     for title, fields in curves.items():
-        lines = [Line(label, epoch_curve(group, field), i) for i, (label, field) in enumerate(fields.items())]
+        lines = [
+            Line(label, epoch_curve(group, field, at=k if field in AT_K else None), i)
+            for i, (label, field) in enumerate(fields.items())
+        ]
         most = math.inf if title == COUNTED else 1.0
         charts.append(Chart(title, line_chart(title, "epoch", lines, whole_x=True, most=most), legend(lines)))
     return _charts(*charts)
@@ -222,9 +234,9 @@ def ledger_chart(groups: Sequence[RunGroup]) -> Chart:
 
 
 def ledger_rows(groups: Sequence[RunGroup]) -> Iterator[tuple[str, str, list[float]]]:
-    """(group, count, one amount a phase and the total), as means over the seeds."""
+    """(group, count, one amount a phase and the total), as means over the seeds; without what an older run lacks."""
     for group in groups:
-        for count in LEDGER_COUNTS:
+        for count in (c for c in LEDGER_COUNTS if all(c in run.summary["ledger"] for run in group.runs)):
             yield group.label, count, [_spent(group, count, phase) for phase in (*Phase, "total")]
 
 

@@ -171,9 +171,15 @@ def curve(group: RunGroup, name: str, *, x: str | None = None, window: int = 1) 
     ]
 
 
-def epoch_curve(group: RunGroup, field: str) -> list[Point]:
-    """A field of the epochs' summaries over epochs, as a mean over the seeds, where any of them measured it."""
-    rows = [{epoch["epoch"]: epoch[field] for epoch in run.summary["epochs"]} for run in group.runs]
+def epoch_curve(group: RunGroup, field: str, *, at: int | None = None) -> list[Point]:
+    """A field of the epochs' summaries over epochs, as a mean over the seeds, where any of them measured it.
+
+    With ``at`` only where the epoch's ``evolved_k`` is that.
+    """
+    rows = [
+        {epoch["epoch"]: epoch.get(field) if at in (None, epoch.get("evolved_k")) else None for epoch in epochs}
+        for epochs in (run.summary["epochs"] for run in group.runs)
+    ]
     epochs = sorted(set.intersection(*(set(row) for row in rows)))
     estimates = ((epoch, optional_estimate(row[epoch] for row in rows)) for epoch in epochs)
     return [Point(epoch, value) for epoch, value in estimates if value is not None]

@@ -23,8 +23,15 @@ LAYOUT = {
         "success of plain and templated rollouts": ["Multiline", [r"rollout/success_(plain|templated)$"]],
     },
     "The hard questions (Figure 4)": {
-        "pass@1, plain and evolved prompts": ["Multiline", [r"epoch/(plain|evolved)_pass_at_1$"]],
-        "pass@K, plain and evolved prompts": ["Multiline", [r"epoch/(plain|evolved)_pass_at_k$"]],
+        "pass@1 of the questions under templates, plain and evolved": [
+            "Multiline",
+            [r"epoch/(hard_plain|evolved)_pass_at_1$"],
+        ],
+        "pass@k of the same (k is epoch/evolved_k), plain where it has k rollouts": [
+            "Multiline",
+            [r"epoch/(hard_plain|evolved)_pass_at_k$"],
+        ],
+        "pass@1 and pass@K of plain prompts, all questions": ["Multiline", [r"epoch/plain_pass_at_(1|k)$"]],
         "hard questions, and those without any success": ["Multiline", [r"epoch/hard(_all_fail)?$"]],
     },
     "The signal": {
@@ -126,7 +133,9 @@ def ledger_scalars(ledger: Ledger) -> Scalars:
     phases = ledger.to_json()
     return {
         **{f"generated_tokens/{phase}": counts["generated_tokens"] for phase, counts in phases.items()},
+        "prompt_tokens_all": total.prompt_tokens,
         "generated_tokens_all": total.generated_tokens,
+        "scored_tokens_all": total.scored_tokens,
         "trained_tokens_all": total.trained_tokens,
         "metric_calls_all": total.metric_calls,
         "reflection_calls_all": total.reflection_calls,

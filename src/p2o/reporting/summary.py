@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from p2o.rollout.ledger import Ledger
     from p2o.training.state import RunState
 
-LEDGER_COUNTS = ("generated_tokens", "trained_tokens", "metric_calls", "reflection_calls", "seconds")
+LEDGER_COUNTS = (
+    *("prompt_tokens", "generated_tokens", "scored_tokens", "trained_tokens"),
+    *("metric_calls", "reflection_calls", "seconds"),
+)
 BEST_TEMPLATES = 5
 
 

@@ -53,8 +53,8 @@ class GraderPool:
     Rewards are 0 or 1, except that of ``kind=function``: its score in [0, 1], correct from 1 on. Of a reasoning-gym
     task only the full score counts, since most of them give partial credit for nonsense.
 
-    Answers are extracted by ``config.extract`` in the calling thread, in linear time; ``kind=function`` gets the whole
-    text. Equal answers to one problem are graded once and remembered, timeouts excepted.
+    Answers are extracted by ``config.extract`` in the calling thread, in linear time. Equal answers to one problem are
+    graded once and remembered, timeouts excepted, and those that a function of one's own scores: it may draw lots.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -72,15 +72,14 @@ class GraderPool:
 
     def submit(self, problem: Problem, text: str) -> Future[Grade]:
         """Grade a response; returns at once. Callbacks of the future run in a thread of the pool."""
-        if self._config.kind == "function":
-            return self._enqueue(_Job({"answer": text, "problem": asdict(problem)}))
         answer = extract_answer(text, self._config.extract, mathematical=self._config.kind == "math")
         if answer is None:
             future: Future[Grade] = Future()
             future.set_result(Grade(Outcome.UNPARSEABLE, 0.0))
             return future
         payload = {"answer": answer, "problem": self._needed(problem)}
-        return self._enqueue(_Job(payload, answer, (problem.id, problem.answer, answer)))
+        key = None if self._config.kind == "function" else (problem.id, problem.answer, answer)
+        return self._enqueue(_Job(payload, answer, key))
 
     def grade_many(self, answers: Sequence[tuple[Problem, str]]) -> list[Grade]:
         """Grade responses and wait for all of them; in the order given."""
@@ -110,6 +109,8 @@ class GraderPool:
         self.close()
 
     def _needed(self, problem: Problem) -> dict[str, Any]:
+        if self._config.kind == "function":
+            return asdict(problem)
         if self._config.kind == "reasoning_gym":
             return {"answer": problem.answer, "metadata": problem.metadata}
         return {"answer": problem.answer}

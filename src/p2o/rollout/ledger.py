@@ -10,11 +10,17 @@ from p2o.types import Phase
 
 @dataclass(slots=True)
 class Counts:
-    """Cost of one phase. Tokens are counted once a sequence, end tokens included, padding never."""
+    """Cost of one phase. Tokens are counted once a sequence, end tokens included, padding never.
+
+    No pass is in two of the counts: an engine reads ``prompt_tokens`` and makes ``generated_tokens``; the trainer reads
+    ``scored_tokens`` without a gradient, for the log-probs that later updates of a round compare with, and
+    ``trained_tokens`` with one. Of the trainer's passes only completions are counted.
+    """
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
     rollouts: int = 0
+    scored_tokens: int = 0
     trained_tokens: int = 0
     metric_calls: int = 0
     reflection_calls: int = 0

@@ -14,14 +14,24 @@ def exhausted(budget: BudgetConfig, ledger: Ledger) -> str | None:
     validation is not charged, since every run pays the same for it. Seconds are those that the phases took, summed
     over all launches of the run.
     """
-    charged = [counts for phase, counts in ledger.by_phase.items() if phase is not Phase.VALIDATION]
-    spent = {
-        "tokens": sum(counts.generated_tokens + counts.trained_tokens for counts in charged),
-        "seconds": sum(counts.seconds for counts in charged),
-        "metric_calls": sum(counts.metric_calls for counts in charged),
-    }
-    for name, used in spent.items():
+    for name, used in _spent(ledger).items():
         limit = getattr(budget, name)
         if limit is not None and used >= limit:
             return f"budget.{name}={limit:g} is spent ({used:g})"
     return None
+
+
+def metric_calls_left(budget: BudgetConfig, ledger: Ledger) -> int | None:
+    """Template evaluations that the run may still make; None = no limit."""
+    if budget.metric_calls is None:
+        return None
+    return max(0, budget.metric_calls - int(_spent(ledger)["metric_calls"]))
+
+
+def _spent(ledger: Ledger) -> dict[str, float]:
+    charged = [counts for phase, counts in ledger.by_phase.items() if phase is not Phase.VALIDATION]
+    return {
+        "tokens": sum(counts.generated_tokens + counts.trained_tokens for counts in charged),
+        "seconds": sum(counts.seconds for counts in charged),
+        "metric_calls": sum(counts.metric_calls for counts in charged),
+    }

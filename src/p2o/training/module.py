@@ -41,7 +41,7 @@ from p2o.reporting.reporter import Reporter
 from p2o.rollout.engine import EngineError
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
-from p2o.training.budget import exhausted
+from p2o.training.budget import exhausted, metric_calls_left
 from p2o.training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, read_checkpoint
 from p2o.training.metrics import epoch_summary
 from p2o.training.state import RunState, Stage
@@ -214,7 +214,9 @@ class P2OModule(LightningModule):
             raise
         state.skipped_in_a_row = metrics.skipped_in_a_row
         state.micro_batch_tokens = metrics.micro_batch_tokens
-        state.ledger.add(Phase.POLICY, trained_tokens=int(metrics.trained_tokens))
+        state.ledger.add(
+            Phase.POLICY, trained_tokens=int(metrics.trained_tokens), scored_tokens=int(metrics.scored_tokens)
+        )
         return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
 
     def _update(self, groups: Sequence[Group]) -> UpdateMetrics:
@@ -269,7 +271,10 @@ class P2OModule(LightningModule):
             ledger=state.ledger,
             warm_start=state.front if config.gepa.warm_start else (),
             progress=self.progress.evolution(),
+            limit=metric_calls_left(config.budget, state.ledger),
         )
+        if not self._budget_spent() and evolution.stop_reason == "run_budget":
+            state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
         return evolution, ""
 
     def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:

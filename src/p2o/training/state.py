@@ -31,8 +31,10 @@ class Stage(StrEnum):
 class EpochSummary:
     """One row of ``summary.json``: what an epoch did. Rates are in [0, 1], accuracies on plain held-out questions.
 
-    ``plain_pass_at_1`` … ``evolved_pass_at_k`` speak of this epoch's training rollouts (Figure 4): the plain ones
-    and those made under an evolved template; null where there were none.
+    The Pass@k are those of this epoch's training rollouts (Figure 4), by the unbiased estimator, null where there are
+    too few rollouts for it. ``plain`` is over all questions with plain rollouts, and at K where all have K.
+    ``hard_plain`` and ``evolved`` compare plain and templated rollouts of the same questions; see
+    :func:`p2o.training.metrics.compared`.
     """
 
     epoch: int
@@ -48,8 +50,12 @@ class EpochSummary:
     leaked: int = 0
     plain_pass_at_1: float | None = None
     plain_pass_at_k: float | None = None
+    hard_plain_pass_at_1: float | None = None
+    hard_plain_pass_at_k: float | None = None
     evolved_pass_at_1: float | None = None
     evolved_pass_at_k: float | None = None
+    evolved_k: int | None = None
+    """The k of ``hard_plain_pass_at_k`` and ``evolved_pass_at_k``."""
     note: str = ""
     """Why there was no evolution, where there was none."""
 
