@@ -147,6 +147,8 @@ def test_a_key_in_an_address_is_refused_before_it_is_written(
 
 def test_a_key_in_an_address_of_an_evaluation_is_refused_too() -> None:
     with initialize_config_module("p2o.conf", version_base="1.3"):
-        composed = compose("evaluate", overrides=["benchmarks=[gsm8k]", f"compare='{ADDRESS}'", "model.path=m", "run_dir=r"])
+        composed = compose(
+            "evaluate", overrides=["benchmarks=[gsm8k]", f"compare='{ADDRESS}'", "model.path=m", "run_dir=r"]
+        )
     with pytest.raises(ConfigError, match="compare holds a password"):
         load_evaluation(composed)
