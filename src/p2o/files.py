@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DRAFT = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 
 
@@ -25,7 +27,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
     try:
-        with draft.open("wb") as file:
+        with naming(path), draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +35,26 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the error of a full disk name ``path``: a write does not know what it writes to."""
+    try:
+        yield
+    except Exception as error:
+        if (full := no_room(error)) is not None:
+            full.filename = str(path)
+        raise
+
+
+def no_room(error: BaseException | None) -> OSError | None:
+    """The full disk behind an error, which libraries wrap in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def draft_of(path: Path) -> Path:

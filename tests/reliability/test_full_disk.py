@@ -36,8 +36,12 @@ def fill(folder: Path, left: int) -> Path:
     return stuff
 
 
-@pytest.mark.parametrize("left", [0, 65536], ids=["logs", "checkpoint"])
-def test_a_full_disk_costs_nothing_but_time(left: int, small_disk: Path, driver: Driver, whole: Path) -> None:
+@pytest.mark.parametrize(
+    ("left", "file"), [(0, "config.yaml"), (65536, "checkpoints/last.ckpt")], ids=["configuration", "checkpoint"]
+)
+def test_a_full_disk_costs_nothing_but_time(
+    left: int, file: str, small_disk: Path, driver: Driver, whole: Path
+) -> None:
     run_dir = small_disk / "run"
     assert driver.live(run_dir, strike="a step of decoding", step=1, stage="policy").code == -9
     last = run_dir / "checkpoints" / "last.ckpt"
@@ -45,7 +49,7 @@ def test_a_full_disk_costs_nothing_but_time(left: int, small_disk: Path, driver:
     life = driver.live(run_dir)
     assert life.code == 1
     said = " ".join(life.said.split())
-    assert "No room to write" in said
+    assert f"No room to write {run_dir / file} (" in said
     assert "make room and give the same command, and the run goes on from there" in said
     assert "Traceback" not in said, life.said
     assert read_checkpoint(last).state.step >= 1

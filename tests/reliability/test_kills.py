@@ -26,10 +26,10 @@ COURSE: list[dict[str, Any]] = [
     {"strike": "an answer graded", "step": 0, "stage": "policy", "call": 4},
     {"strike": "a micro-batch", "step": 0},
     {"strike": "after the optimizer's step", "step": 0},
-    {"strike": "the engine synced", "step": 0, "stage": "policy", "call": 2},
     {"strike": "rollouts half logged", "step": 1},
     {"strike": "metrics half logged", "step": 1},
     {"strike": "the round reported", "step": 1},
+    {"strike": "the engine synced", "step": 1, "stage": "policy"},
     {"strike": "a checkpoint not yet renamed", "step": 1},
     {"strike": "a checkpoint renamed", "step": 1},
     # the prompt phase

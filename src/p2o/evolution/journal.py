@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from p2o.files import sync_folder
+from p2o.files import naming, sync_folder
 from p2o.rollout.ledger import Ledger
 from p2o.types import Phase
 
@@ -56,7 +56,7 @@ class Journal:
         result = make()
         content = {"kind": kind, "key": key, "result": result, "spent": _spent(before, self.ledger.to_json())}
         line = json.dumps({"check": _digest(content), **content})
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from p2o.files import replacing
+from p2o.files import naming, replacing
 
 Row = dict[str, Any]
 
@@ -19,7 +19,7 @@ def encode(row: Mapping[str, Any]) -> bytes:
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add ``rows`` at the end and hand them to the operating system before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.writelines(encode(row) for row in rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from p2o.config.schema import Config
 from p2o.evolution.journal import JournalError
 from p2o.evolution.reflectors import ReflectorError
 from p2o.extensions import ExtensionError
+from p2o.files import no_room
 from p2o.planning import make_plan, render, render_sweep, variants
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
@@ -39,7 +39,6 @@ INPUT_ERRORS = (
 )
 STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
 """Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
@@ -62,7 +61,7 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
     except Stopped as stopped:
         _exit(stopped.exit_code, f"Stopped by {stopped}. The same command goes on from the last checkpoint.")
     except Exception as error:
-        full = _no_room(error)
+        full = no_room(error)
         if full is None:
             raise
         _exit(
@@ -101,12 +100,3 @@ def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
 def _exit(code: int, message: str) -> None:
     print(redact(message), file=sys.stderr)
     sys.exit(code)
-
-
-def _no_room(error: BaseException | None) -> OSError | None:
-    """The full disk behind an error, which libraries wrap in errors of their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            return error
-        error = error.__cause__ or error.__context__
-    return None
