@@ -22,8 +22,7 @@ TRL_BATCHES = (48, 12)
 
 def ours(watch: Stopwatch, tuning: str) -> None:
     """Rollouts, update and the engine's taking over of the new weights."""
-    import torch
-
+    from p2o.policy.optimizer import adamw
     from p2o.policy.update import update
     from p2o.rollout.hf import HfEngine
     from p2o.types import Grade, Group, Outcome, Prompt, Rollout, SamplingParams, derive_seed
@@ -32,7 +31,7 @@ def ours(watch: Stopwatch, tuning: str) -> None:
     policy = load(config)
     prompts = [renderer(config, policy).render(p.question) for p in problems(QUESTIONS)]
     engine = HfEngine(policy, config.rollout)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.tuning.learning_rate)
+    optimizer = adamw(policy, config.tuning.learning_rate, config.policy)
     engine.sync(0)
 
     def rollout(i: int, prompt: Prompt, generation: Any, version: int) -> Rollout:

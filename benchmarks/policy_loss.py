@@ -18,11 +18,11 @@ ROLLOUTS = 6
 LARGE_VOCABULARY = 152_064
 
 
-def ours(watch: Stopwatch, vocabulary: int | None = None) -> None:
+def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = False) -> None:
     """The update without an optimizer's step, on whole groups."""
     from p2o.policy.update import update
 
-    config = configure()
+    config = configure(f"model.gradient_checkpointing={checkpointing}")
     policy = load(config)
     if vocabulary is not None:
         policy.causal_lm.resize_token_embeddings(vocabulary, mean_resizing=False).requires_grad_(False)
@@ -124,6 +124,15 @@ ROWS = (
             Contestant("p2o", "benchmarks.policy_loss:ours"),
             _rival("full logits, all positions", True),
             _rival("full logits, completions only", False),
+        ),
+        rate="tokens",
+        memory="added_mib",
+    ),
+    Row(
+        "policy loss, layers checkpointed",
+        (
+            Contestant("p2o", "benchmarks.policy_loss:ours", {"checkpointing": True}),
+            _rival("full logits, all positions", True),
         ),
         rate="tokens",
         memory="added_mib",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2o.files import replacing, write_atomic, write_json
+from p2o.files import draft_of, remove_drafts, replacing, write_atomic, write_json
 
 
 def test_text_and_bytes_are_written_and_folders_made(tmp_path: Path) -> None:
@@ -44,3 +44,15 @@ def test_the_mode_is_that_of_an_ordinary_file(tmp_path: Path) -> None:
     ordinary.write_text("")
     write_atomic(atomic, "")
     assert atomic.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_half_written_files_and_folders_are_removed_wherever_they_are(tmp_path: Path) -> None:
+    model, state = draft_of(tmp_path / "run" / "model"), draft_of(tmp_path / "run" / "epochs" / "state.json")
+    (model / "below").mkdir(parents=True)
+    draft_of(model / "config.json").write_text("half")
+    state.parent.mkdir()
+    state.write_text("half")
+    kept = tmp_path / "run" / ".hidden.tmp"
+    kept.write_text("not ours")
+    remove_drafts(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".hidden.tmp", "epochs", "run"]

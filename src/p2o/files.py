@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-_DRAFT = re.compile(r"\..+\.[0-9]+\.tmp")
+_DRAFT = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 
 
 @contextmanager
@@ -34,19 +36,46 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes what is to take the place of ``path``: beside it, under a name of its own."""
+    """Where this process writes the file or folder that is to take the place of ``path``: beside it, under a name of
+    its own.
+    """
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def is_draft(path: Path) -> bool:
-    """Whether ``path`` is named as :func:`draft_of` names files."""
+    """Whether ``path`` is named as :func:`draft_of` names files and folders."""
     return _DRAFT.fullmatch(path.name) is not None
 
 
 def remove_drafts(folder: Path) -> None:
     """Delete what killed processes left half written anywhere below ``folder``; nobody else may be writing there."""
     for path in [path for path in folder.rglob(".*.tmp") if is_draft(path)]:
+        _remove(path)
+
+
+def remove_drafts_of(target: Path) -> None:
+    """As :func:`remove_drafts`, of what was to take the place of ``target`` alone."""
+    for path in target.parent.glob(".*.tmp"):
+        if (draft := _DRAFT.fullmatch(path.name)) is not None and draft[1] == target.name:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         path.unlink(missing_ok=True)
+
+
+def scratch_folder(parent: Path | None, name: str) -> Path:
+    """An empty folder for what this process hands to others. In ``parent`` it is a draft, which :func:`remove_drafts`
+    finds after a kill; without one it is a temporary folder of the system."""
+    if parent is None:
+        return Path(tempfile.mkdtemp(prefix=f"p2o-{name}-"))
+    folder = draft_of(parent.expanduser().resolve() / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def sync_folder(folder: Path) -> None:

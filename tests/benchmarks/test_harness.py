@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import harness
+from benchmarks import default_job, grading, grpo_step, harness, policy_loss, rollouts, template_evaluation
 from benchmarks.harness import Contestant, Result, Row, measure, table
 
 
@@ -73,3 +75,11 @@ def test_the_table_compares_the_first_with_each_other_one() -> None:
         "| rollouts | 3,000 tokens/s (3,000–3,000) | Z | 1,000 tokens/s (1,000–1,000) | 3.0× | – | – | – | 1 |",
         "| job | 5.00 s (5.00–5.00), accuracy 0.600 | – | – | – | – | – | – | 1 |",
     ]
+
+
+def test_every_contestant_is_there_and_knows_its_arguments() -> None:
+    modules = (grpo_step, policy_loss, template_evaluation, default_job)
+    rows = [row for module in modules for row in module.ROWS] + [*rollouts.rows("python"), *grading.rows(None)]
+    for contestant in (contestant for row in rows for contestant in row.contestants):
+        module, function = contestant.target.split(":")
+        inspect.signature(getattr(importlib.import_module(module), function)).bind("watch", **contestant.arguments)

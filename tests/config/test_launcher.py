@@ -41,6 +41,35 @@ hydra:
 """
 
 
+SIDE_BY_SIDE = """\
+defaults:
+  - config
+  - _self_
+hydra:
+  mode: MULTIRUN
+  sweep:
+    dir: runs
+  job:
+    config:
+      override_dirname:
+        exclude_keys: [experiment, seed, run_dir, scale, budget.tokens, data.train_size, data.val_size, trainer.epochs,
+          model.steps, trainer.progress, reward.workers]
+  launcher:
+    jobs: 2
+    memory_gib: 0.1
+  sweeper:
+    params:
+      +experiment: grpo
+      +scale: latent_skill
+      model.steps: 20
+      data.train_size: 8
+      data.val_size: 4
+      trainer.epochs: 1
+      budget.tokens: 1000000
+      seed: 0,1
+"""
+
+
 def _until(true: Callable[[], object]) -> None:
     end = time.monotonic() + 300
     while not true():
@@ -97,6 +126,32 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     assert {"+experiment=grpo", "seed=1", "model.architecture=llama"} <= set(overrides)
     assert "nonsense" in (run_dir("nonsense", 0) / "launch.log").read_text()
     assert "nonsense" not in (run_dir("llama", 0) / "launch.log").read_text()
+
+
+@pytest.mark.timeout(900)
+def test_jobs_side_by_side_make_their_model_once_and_are_not_taken_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget is no part of the folders' name, so a sweep with another one finds them."""
+    monkeypatch.setenv("P2O_CACHE", str(tmp_path / "models"))
+    (tmp_path / "sweep.yaml").write_text(SIDE_BY_SIDE)
+
+    def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "p2o.run", "-cd", ".", "-cn", "sweep", *overrides]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+
+    first = sweep()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.stdout.splitlines()[-1].startswith("2 of 2 jobs complete")
+    logs = [path.read_text() for path in tmp_path.glob("runs/**/log.txt")]
+    assert len(logs) == 2
+    assert sum(log.count("made the model") for log in logs) == 1
+    assert len(list((tmp_path / "models" / "latent-skill").iterdir())) == 1
+
+    other = sweep("budget.tokens=2000000", "seed=0")
+    assert other.returncode == 1
+    assert "budget.tokens: 1000000 there, 2000000 asked for" in other.stdout
+    assert (tmp_path / "runs" / "results.csv").read_text().count("\n") == 1, "its figures are not those asked for"
 
 
 def test_memory_that_is_free_is_known_here() -> None:

@@ -105,6 +105,11 @@ def test_gepa_s_pickle_is_never_read(tmp_path: Path) -> None:
     assert not (tmp_path / "gepa_state.bin").exists()
 
 
+def test_no_page_is_left_that_loads_a_script_from_elsewhere(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and b"<script" in path.read_bytes()] == []
+
+
 def test_an_evaluator_that_loses_a_rollout_is_told_so(tmp_path: Path) -> None:
     class Loses(Task):
         def __call__(self, requests: Sequence[Request]) -> list[Rollout]:

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Callable
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,15 @@ KEY = "sk-planted-0123456789"
 FENCED = "My thoughts.\n```\nCount letter by letter.\n```"
 
 Answer = Callable[[Any], None]
+
+
+SPENT = Path("spent.json")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was spent is kept in a file; each test has one."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +68,9 @@ def job(seed: int = 0, response: str = "There are 2.") -> ReflectionJob:
 def reflector(url: str, ledger: Ledger | None = None, **fields: Any) -> OpenAIReflector:
     defaults: dict[str, Any] = {"timeout_s": 5.0, "max_retries": 0, "backoff_s": 0.01, "max_new_tokens": 50}
     config = EndpointConfig(base_url=url, model="kimi", api_key_env="TEACHER_KEY", **{**defaults, **fields})
-    return OpenAIReflector(config, max_template_tokens=60, count_tokens=count_words, ledger=ledger or Ledger())
+    return OpenAIReflector(
+        config, max_template_tokens=60, count_tokens=count_words, ledger=ledger or Ledger(), spent=SPENT
+    )
 
 
 def count_words(text: str) -> int:
@@ -290,9 +302,31 @@ def test_the_cap_on_calls_counts_retries_and_holds_across_a_resume(teacher: Any)
     it = reflector(teacher.url, max_retries=5, max_calls=4)
     assert [r.error for r in it.reflect([job()])] == ["capped"]
     assert len(teacher.calls) == 4
-    resumed = reflector(teacher.url, Ledger.from_json(it.ledger.to_json()), max_calls=4)
+    for known in (it.ledger, Ledger()):  # the ledger of a checkpoint may know nothing of them
+        resumed = reflector(teacher.url, Ledger.from_json(known.to_json()), max_calls=4)
+        assert [r.error for r in resumed.reflect([job()])] == ["capped"]
+    SPENT.unlink()  # a run that was begun before the file was kept
+    resumed = reflector(teacher.url, it.ledger, max_calls=4)
     assert [r.error for r in resumed.reflect([job()])] == ["capped"]
     assert len(teacher.calls) == 4
+
+
+def test_a_call_is_booked_before_it_is_made_and_stays_so_where_it_never_ends(teacher: Any) -> None:
+    booked: list[dict[str, int]] = []
+
+    def look(call: Any) -> None:
+        booked.append(json.loads(SPENT.read_text()))
+        call.send(completion(prompt_tokens=100, completion_tokens=7))
+
+    teacher.script = [look]
+    it = reflector(teacher.url, max_new_tokens=5000)
+    it.reflect([job()])
+    assert booked[0]["calls"] == 1
+    assert 5000 < booked[0]["tokens"] < 6000
+    assert json.loads(SPENT.read_text()) == {"calls": 1, "tokens": 107}
+    SPENT.write_text(json.dumps(booked[0]))  # killed while the teacher wrote
+    assert reflector(teacher.url, max_tokens=6000, max_new_tokens=5000).reflect([job()])[0].error == "capped"
+    assert reflector(teacher.url, max_tokens=16000, max_new_tokens=5000).reflect([job()])[0].error is None
 
 
 def test_the_cap_on_tokens_sets_aside_the_longest_reply(teacher: Any) -> None:
@@ -303,6 +337,7 @@ def test_the_cap_on_tokens_sets_aside_the_longest_reply(teacher: Any) -> None:
     assert counts.prompt_tokens + counts.generated_tokens <= 1000
     assert {r.error for r in reflections} == {None, "capped"}
     assert len(teacher.calls) == sum(r.error is None for r in reflections)
+    SPENT.unlink()
     assert reflector(teacher.url, max_tokens=40).reflect([job()])[0].error == "capped"  # less than a prompt takes
 
 
@@ -364,7 +399,7 @@ def test_check_names_what_is_missing(
     else:
         monkeypatch.setenv("TEACHER_KEY", variable)
     config = EndpointConfig(**{"base_url": "http://host/v1", "model": "m", "api_key_env": "TEACHER_KEY", **fields})
-    it = OpenAIReflector(config, max_template_tokens=9, count_tokens=count_words, ledger=Ledger())
+    it = OpenAIReflector(config, max_template_tokens=9, count_tokens=count_words, ledger=Ledger(), spent=SPENT)
     with pytest.raises(ReflectorError, match=message) as caught:
         it.check()
     assert "sk with" not in str(caught.value)
@@ -422,5 +457,6 @@ def test_whom_it_asks_is_told_without_a_password(teacher: Teacher, monkeypatch: 
             max_template_tokens=9,
             count_tokens=count_words,
             ledger=Ledger(),
+            spent=SPENT,
         ).check()
     assert KEY not in str(caught.value)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -215,10 +216,11 @@ def test_the_reference_model_is_asked_in_one_batch() -> None:
     assert reflections[0].prompt_tokens > 100
 
 
-def test_self_ref_is_always_the_reference_model() -> None:
+def test_self_ref_is_always_the_reference_model(tmp_path: Path) -> None:
     def build(config: object, variant: str) -> object:
         gepa = GepaConfig(variant=variant)
-        return build_reflector(config, gepa, complete, count_tokens=len, ledger=Ledger())  # type: ignore[arg-type]
+        rest: dict[str, Any] = {"count_tokens": len, "ledger": Ledger(), "run_dir": tmp_path}
+        return build_reflector(config, gepa, complete, **rest)  # type: ignore[arg-type]
 
     openai = OpenAIReflector(model="m")
     assert isinstance(build(openai, "teacher_ref"), openai_reflector.OpenAIReflector)

@@ -14,6 +14,7 @@ from transformers import Qwen3Config
 from p2o.config import Config
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, RandomModel
 from p2o.planning import make_plan, memory, render
+from p2o.planning.counts import Questions
 from p2o.planning.memory import Part
 from p2o.planning.sizes import model_size
 from p2o.policy.attention import build_blocks
@@ -188,3 +189,15 @@ def test_parts_of_different_times_are_not_added_up() -> None:
     parts = [Part("a", "cpu", "always", 5), Part("b", "cpu", "update", 7), Part("c", "cpu", "rollout", 4)]
     assert memory.peak(parts, "cpu") == 12
     assert memory.peak(parts, "gpu") == 0
+
+
+@pytest.mark.parametrize(("rollout", "held"), [("hf", 1), ("vllm", 0)])
+def test_a_reference_model_is_planned_where_the_engine_makes_one(
+    rollout: str, held: int, configure: Callable[..., Config], qwen3_4b: Path
+) -> None:
+    """vLLM puts the initial weights in the policy's place for the call."""
+    config = configure("+experiment=self_ref", "tuning=full", f"rollout={rollout}")
+    size = model_size(ModelConfig(path=str(qwen3_4b)), config.tuning)
+    for device, capacity in (("cpu", None), ("gpu", 80 * 2**30)):
+        parts = memory.memory(config, size, Questions(8, 8, 100, True), device=device, capacity=capacity)
+        assert sum(part.name.startswith("the reference model") for part in parts) == held

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.config.schema import ModelConfig, RandomModel, WheelModel
+from p2o.policy import builders
 from p2o.policy.builders import ModelError, byte_tokenizer, load_causal_lm, load_tokenizer, resolve_model, staged_folder
 
 
@@ -122,11 +123,24 @@ def test_staged_folder_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
         (staged / "c").write_text("3")
     assert [p.name for p in target.iterdir()] == ["c"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "ordinary").mkdir()
+    assert target.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
-def test_two_builders_at_once_leave_one_good_folder(tmp_path: Path) -> None:
+def test_what_a_killed_builder_left_goes_when_the_folder_is_built(tmp_path: Path) -> None:
+    for name in (".tiny.4711.tmp", ".tiny.x.4711.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half of it")
+    (tmp_path / ".tiny.lock").touch()
+    resolve_model(RandomModel(path=str(tmp_path / "tiny"), layers=1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tiny.x.4711.tmp", "tiny"]
+
+
+def test_of_several_builders_at_once_one_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = RandomModel(path=str(tmp_path / "tiny"), layers=1)
-    folder, failures = tmp_path / "tiny", []
+    folder, failures, built = tmp_path / "tiny", [], []
+    make = builders._make
+    monkeypatch.setattr(builders, "_make", lambda config: built.append(config) or make(config))
 
     def build() -> None:
         try:
@@ -140,5 +154,6 @@ def test_two_builders_at_once_leave_one_good_folder(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+    assert len(built) == 1
     AutoModelForCausalLM.from_pretrained(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from groups import Recorder, assert_same_gradients, mixed_groups, random_group
-from plain_step import plain_step
+from peak import peak_bytes
+from plain_step import plain_logprobs, plain_step
 from ranks import Ranks
 
 from p2o.config.schema import DistillationConfig, PolicyConfig
@@ -84,6 +85,23 @@ def test_full_tuning_too(layout: str, tiny_policy: Tiny) -> None:
     distillation = DistillationConfig(kind="mask", **NARROW)
     expected = plain_step(policy, mixed_groups(), config, distillation, **SAMPLING)
     assert_same_gradients(run(policy, config, distillation)[0].gradients[0], expected.gradients)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_peak_is_a_fraction_of_that_with_all_logits(layout: str, loss: str, tuning: str, tiny_policy: Tiny) -> None:
+    """Against the plain padded step in float32, with a vocabulary that makes the logits what it holds."""
+    policy = tiny_policy(tuning)
+    policy.causal_lm.resize_token_embeddings(16384, mean_resizing=False).requires_grad_(tuning == "full")
+    taught = [group for group in mixed_groups() if len(set(group.rewards)) > 1]
+    prompts = [group.plain_prompt for group in taught for _ in group.rollouts]
+    answers = [rollout.tokens for group in taught for rollout in group.rollouts]
+    plain = peak_bytes(lambda: plain_logprobs(policy.module, prompts, answers, 0.8)[0].sum().backward())
+    policy.module.zero_grad()
+    config = configured(loss, layout=layout, head_chunk_tokens=8)
+    ours = peak_bytes(lambda: run(policy, config, DistillationConfig(kind="replace")))
+    assert ours < plain / (4 if tuning == "full" else 12)
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

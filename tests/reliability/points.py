@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from p2o.evolution.adapter import TemplateAdapter
 from p2o.evolution.journal import Journal
+from p2o.evolution.proposals import TemplateReflection
 from p2o.evolution.reflectors.strategies import StrategiesReflector
 from p2o.policy.model import Policy
 from p2o.reporting import json_lines, reporter
@@ -141,7 +143,7 @@ POINTS: dict[str, Callable[[Strike], None]] = {
     "validated": after(P2OModule, "validate_plain"),
     "templates evaluated, not journaled": after(TemplateAdapter, "_run"),
     "a reflection asked for": before(StrategiesReflector, "reflect"),
-    "a reflection, not journaled": after(StrategiesReflector, "reflect"),
+    "a reflection, not journaled": after(TemplateReflection, "_ask"),
     "a journal line half written": written("journal.jsonl", 0.99),
     "a call journaled": after(Journal, "call"),
     "evolved": after(module, "evolve"),
@@ -153,6 +155,7 @@ POINTS: dict[str, Callable[[Strike], None]] = {
     "the summary not yet renamed": renamed("summary.json", done=False),
     "the epoch reported": after(Reporter, "epoch"),
     "before the export": before(Policy, "save"),
+    "half exported": after(PeftModel, "save_pretrained"),
     "after the export": after(Policy, "save"),
     "the last summary": after(Reporter, "_write_summary"),
     "the page written": after(reporter, "write_report"),

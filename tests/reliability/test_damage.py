@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,4 +48,19 @@ def test_a_damaged_checkpoint_costs_no_bit_of_the_result(
     kept = last.with_name("last.ckpt.damaged")
     assert kept.read_bytes() == content
     kept.unlink()
+    assert differing(story(whole), story(run_dir)) == []
+
+
+def test_another_run_s_checkpoint_is_not_trained_on(driver: Driver, whole: Path, tmp_path: Path) -> None:
+    other, run_dir = tmp_path / "other", tmp_path / "run"
+    assert driver.live(other, "seed=2", strike="a micro-batch", step=2).code == -9
+    assert driver.live(run_dir, strike="a micro-batch", step=2).code == -9
+    (run_dir / "checkpoints" / "last.ckpt").unlink()
+    shutil.copyfile(other / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "last.ckpt")
+    life = driver.live(run_dir)
+    assert life.code == 0, life.said
+    assert "last.ckpt belongs to a run of another configuration: going on from previous.ckpt" in " ".join(
+        life.said.split()
+    )
+    (run_dir / "checkpoints" / "last.ckpt.damaged").unlink()
     assert differing(story(whole), story(run_dir)) == []

@@ -45,6 +45,7 @@ COURSE: list[dict[str, Any]] = [
     # the second epoch, on templates, and the end
     {"strike": "after the optimizer's step", "step": 4},
     {"strike": "before the export", "stage": "finish"},
+    {"strike": "half exported", "stage": "finish"},
     {"strike": "the page written", "stage": "finish"},
     {"strike": "a checkpoint half written", "stage": "done"},
 ]

@@ -6,17 +6,19 @@ import ast
 import configparser
 import json
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 from lives import KEY, Driver
 from packaging.requirements import Requirement
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from p2o.config import Config
+from p2o.config import Config, ConfigError, load_evaluation
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -59,7 +61,11 @@ def test_foreign_code_runs_only_where_it_is_asked_for_by_name(configure: Callabl
 def test_dependencies_are_bounded_and_withdrawn_releases_shut_out() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    requirements = [Requirement(line) for line in setup["options"]["install_requires"].split("\n") if line]
+    lists = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    requirements = [Requirement(line) for text in lists for line in text.split("\n") if line]
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        requirements += map(Requirement, tomllib.load(file)["build-system"]["requires"])
+    assert {"torch", "vllm", "hypothesis", "setuptools"} <= {requirement.name for requirement in requirements}
     for requirement in requirements:
         operators = {specifier.operator for specifier in requirement.specifier}
         assert operators & {"<", "<=", "==", "~="}, f"{requirement} has no upper bound"
@@ -119,11 +125,33 @@ def test_a_planted_key_is_in_nothing_that_a_run_leaves(indiscreet: str, driver: 
     assert next(event.value for event in events.Scalars("evolution/failures/server")) >= 1
 
 
-@pytest.mark.timeout(600)
-def test_a_key_in_the_address_is_refused_before_it_is_written(tmp_path: Path, configure: Callable[..., Config]) -> None:
-    from p2o.config import ConfigError
+TEACHER = ("+experiment=teacher_ref", "reflector=openai", "reflector.model=m", "reflector.api_key_env=PATH")
+ADDRESS = f"http://me:{KEY}@host/v1"
 
-    overrides = ("reflector=openai", "reflector.model=m", "reflector.api_key_env=PATH")
-    with pytest.raises(ConfigError, match=r"reflector\.base_url holds a password"):
-        configure("+experiment=teacher_ref", *overrides, f"reflector.base_url=http://me:{KEY}@host/v1")
+
+@pytest.mark.parametrize(
+    ("key", "overrides"),
+    [
+        ("reflector.base_url", (*TEACHER, f"reflector.base_url={ADDRESS}")),
+        ("reflector.base_url", (*TEACHER, "gepa=off", f"reflector.base_url=https://{KEY}@host")),
+        ("rollout.urls", ("rollout=vllm_server", f"rollout.urls=[http://host:8000,'{ADDRESS}']")),
+        ("data.path", ("data=jsonl", f"data.path='{ADDRESS}'")),
+        ("model.path", ("model=hub", f"model.path='{ADDRESS}'")),
+    ],
+)
+def test_a_key_in_an_address_is_refused_before_it_is_written(
+    key: str, overrides: tuple[str, ...], tmp_path: Path, configure: Callable[..., Config]
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{key} holds a password") as caught:
+        configure(*overrides)
+    assert KEY not in "".join(line for line in str(caught.value).splitlines() if "password" in line)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_key_in_an_address_of_an_evaluation_is_refused_too() -> None:
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        composed = compose(
+            "evaluate", overrides=["benchmarks=[gsm8k]", f"compare='{ADDRESS}'", "model.path=m", "run_dir=r"]
+        )
+    with pytest.raises(ConfigError, match="compare holds a password"):
+        load_evaluation(composed)

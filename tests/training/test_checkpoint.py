@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_state_survives_json() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     assert store.load() is None
     saved = checkpoint(5)
     store.save(saved)
@@ -57,7 +58,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_the_best_stays_when_the_last_moves_on(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(1))
     store.mark_best()
     store.save(checkpoint(2))
@@ -69,7 +70,7 @@ def test_the_best_stays_when_the_last_moves_on(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_found_and_the_previous_used(
     where: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(1))
     store.save(checkpoint(2))
     content = bytearray(store.last.read_bytes())
@@ -85,7 +86,7 @@ def test_a_flipped_bit_is_found_and_the_previous_used(
 
 
 def test_every_bit_that_holds_something_is_guarded(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(2))
     content, expected = store.last.read_bytes(), read_checkpoint(store.last)
     unnoticed = 0
@@ -106,7 +107,7 @@ def test_every_bit_that_holds_something_is_guarded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 10, 1000])
 def test_a_truncated_file_is_named(kept: int, tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(1))
     store.last.write_bytes(store.last.read_bytes()[:kept])
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read"):
@@ -127,6 +128,9 @@ def test_a_foreign_file_is_refused_unopened(tmp_path: Path) -> None:
 def damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     match how:
+        case "another run's":
+            CheckpointStore(path.parent / "other", "another run").save(checkpoint(7))
+            shutil.move(path.parent / "other" / "last.ckpt", path)
         case "truncated":
             path.write_bytes(content[: len(content) // 2])
         case "empty":
@@ -140,11 +144,11 @@ def damage(path: Path, how: str) -> None:
             path.unlink()
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "flipped", "foreign", "missing"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped", "foreign", "another run's", "missing"])
 def test_what_is_damaged_is_named_and_never_displaces_the_one_before_it(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(1))
     store.save(checkpoint(2))
     damage(store.last, how)
@@ -165,8 +169,19 @@ def test_what_is_damaged_is_named_and_never_displaces_the_one_before_it(
     assert [read_checkpoint(path).state.step for path in (store.last, store.previous)] == [1, 1]
 
 
+def test_one_that_was_written_without_the_name_of_its_run_is_taken(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, "this run")
+    store.save(checkpoint(1))
+    content = torch.load(store.last, weights_only=True)
+    del content["run"]
+    torch.save(content, store.last)
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded.state.step == 1
+
+
 def test_a_first_checkpoint_that_is_damaged_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
+    store = CheckpointStore(tmp_path, "this run")
     store.save(checkpoint(1))
     damage(store.last, "flipped")
     before = store.last.read_bytes()

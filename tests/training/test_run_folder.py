@@ -77,9 +77,26 @@ def test_a_launch_that_died_before_it_began_leaves_a_folder_that_can_be_used(
         assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "launch.log"]
 
 
+@pytest.mark.parametrize("override", ["profile=true", "logger.samples=0", "reward.workers=3", "trainer.progress=false"])
+def test_what_changes_nothing_that_is_computed_may_change(override: str, configure: Callable[..., Config]) -> None:
+    first = open_run_folder(configure())
+    (first / "summary.json").write_text("{}")
+    assert open_run_folder(configure(override)) == first
+
+
 def test_other_machines_may_continue(configure: Callable[..., Config]) -> None:
     first = open_run_folder(configure())
     assert open_run_folder(configure("trainer.threads=7", "trainer.accelerator=gpu")) == first
+
+
+def test_an_engine_that_failed_may_be_given_other_means(configure: Callable[..., Config]) -> None:
+    """After a memory that was too small, or servers that are gone, the run goes on."""
+    first = open_run_folder(configure("rollout=vllm"))
+    (first / "summary.json").write_text("{}")
+    means = ("rollout.max_model_len=2048", "rollout.gpu_memory_utilization=0.3", "rollout.kv_cache_gib=2")
+    assert open_run_folder(configure("rollout=vllm", *means)) == first
+    with pytest.raises(RunFolderError, match=r"rollout\.temperature"):
+        open_run_folder(configure("rollout=vllm", "rollout.temperature=0.7"))
 
 
 def test_a_folder_has_one_user_at_a_time(configure: Callable[..., Config]) -> None:

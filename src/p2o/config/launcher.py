@@ -4,7 +4,8 @@ Hydra's basic launcher runs all jobs of a sweep in one process, where engines, t
 leak into the next, and composes lazily, so an edited file changes jobs that are already queued. This one composes
 every job first, runs ``jobs`` of them at a time where memory allows, gives each its own log and GPU, goes on when one
 fails, and writes one ``results.csv``. A job that has ended is not run again, so a killed sweep continues by the same
-command; jobs end with the process that launched them.
+command; a folder that holds the run of another configuration is a job that failed. Jobs end with the process that
+launched them.
 
 On a CPU the processes are forked from a server that has imported the libraries and done nothing else, which saves each
 job the seconds that its imports take. With a GPU every process imports for itself: CUDA does not survive a fork.
@@ -33,9 +34,11 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from p2o.config.identity import differences
 from p2o.reporting.results import read_status, write_results
+from p2o.training.run_folder import read_configuration
 
 LIBRARIES = "p2o.training.launch"
 """Importing it imports all that a job needs."""
@@ -84,7 +87,8 @@ class ProcessLauncher(Launcher):
         self.gpus = gpus
         self.memory_gib = memory_gib
         self._running = 0
-        self._starting = threading.Lock()
+        self._changed = threading.Condition()
+        """Guards ``_running``; jobs start one at a time."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -111,7 +115,7 @@ class ProcessLauncher(Launcher):
         with ThreadPoolExecutor(self.jobs) as pool:
             returns = list(pool.map(run, jobs))
         table = Path(self.config.hydra.sweep.dir) / "results.csv"
-        write_results([job.run_dir for job in jobs], table)
+        write_results([job.run_dir for job in jobs if not _other_run(job)], table)
         failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status is JobStatus.FAILED]
         print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs complete; {table}", flush=True)
         for job, done in failed:
@@ -139,6 +143,8 @@ class ProcessLauncher(Launcher):
         name = " ".join(filter_overrides(job.overrides))
         done = _returned(job)
         try:
+            if differing := _other_run(job):
+                raise RuntimeError(f"{job.run_dir} holds a run of another configuration: {'; '.join(differing)}")
             if read_status(job.run_dir) not in ENDED:
                 print(f"#{job.number} {name}", flush=True)
                 if (code := self._spawn(job, slot)) != 0:
@@ -168,15 +174,17 @@ class ProcessLauncher(Launcher):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([LIBRARIES] if job.config.trainer.accelerator == "cpu" else [])
         process = context.Process(target=_job, args=(arguments, environment, job.run_dir / "launch.log"))
-        with self._starting:
+        with self._changed:
             while self._running and available_gib() < self.memory_gib:
-                time.sleep(POLL_S)
+                self._changed.wait(POLL_S)
             process.start()
             self._running += 1
         try:
             process.join()
         finally:
-            self._running -= 1
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
         return process.exitcode
 
 
@@ -185,6 +193,15 @@ def _returned(job: Job) -> JobReturn:
     done = JobReturn(overrides=job.overrides, cfg=job.config, working_dir=os.getcwd(), task_name="run")
     done.status, done.return_value = JobStatus.COMPLETED, None
     return done
+
+
+def _other_run(job: Job) -> list[str]:
+    """The keys, with both values, by which the run in the job's folder is not the job's; none where none has begun."""
+    if read_status(job.run_dir) is None:
+        return []
+    asked_for = OmegaConf.to_container(_own(job), resolve=True)
+    assert isinstance(asked_for, dict)
+    return differences(read_configuration(job.run_dir / "config.yaml"), {str(k): v for k, v in asked_for.items()})
 
 
 def _own(job: Job) -> DictConfig:

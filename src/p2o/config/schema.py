@@ -228,7 +228,7 @@ class VllmServerRollout(ProbedRollout):
     api_key_env: str = "VLLM_API_KEY"
     """Name of the environment variable that holds the servers' key, if they want one."""
     adapter_dir: str | None = None
-    """Folder that the servers see under the same path; null = a temporary one, for servers on this machine."""
+    """Folder that the servers see under the same path; null = one below ``run_dir``."""
     concurrency: int = 64
     """Requests that are under way on one server."""
     timeout_s: float = 600.0

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from p2o.config import schema
+from p2o.config.evaluation import EvaluateConfig
+from p2o.config.identity import flat
 from p2o.config.ranges import out_of_range, server_problems
 from p2o.config.schema import Config
+
+_PASSWORD = re.compile(r"://[^/\s]*@")
 
 
 class ConfigError(ValueError):
@@ -29,6 +35,7 @@ def validate(config: Config) -> list[str]:
         *_method(config),
         *_data(config),
         *_reflector(config),
+        *passwords(config),
     ]
 
 
@@ -118,12 +125,20 @@ def _data(config: Config) -> Iterator[str]:
         yield "reward=reasoning_gym scores reasoning-gym questions only: use reward=math, exact or function"
 
 
+def passwords(config: Config | EvaluateConfig) -> Iterator[str]:
+    """A problem for every address with a user or password in it, wherever it stands: ``config.yaml`` would keep it."""
+    for key, value in flat(asdict(config)).items():
+        if _PASSWORD.search(str(value)):
+            yield (
+                f"{key} holds a password, which config.yaml would keep: give the address without it, and a key by the "
+                "name of an environment variable (reflector.api_key_env, rollout.api_key_env)"
+            )
+
+
 def _reflector(config: Config) -> Iterator[str]:
     reflector = config.reflector
     if config.plan or config.gepa.variant != "teacher_ref" or not isinstance(reflector, schema.OpenAIReflector):
         return
-    if "@" in (reflector.base_url or ""):
-        yield "reflector.base_url holds a password, which config.yaml would keep: use reflector.api_key_env for it"
     if not os.environ.get(reflector.api_key_env):
         yield (
             f"the environment variable {reflector.api_key_env} (reflector.api_key_env) is not set: export the key, or "

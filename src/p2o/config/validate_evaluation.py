@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from p2o.config import schema
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.ranges import out_of_range, server_problems
+from p2o.config.validate import passwords
 
 
 def validate_evaluation(config: EvaluateConfig) -> list[str]:
     """Every problem of a configuration, empty where it can run. Nothing heavy is imported or started."""
-    return [*out_of_range(config), *_fields(config), *_questions(config), *_sampling(config), *_reward(config)]
+    return [
+        *out_of_range(config),
+        *_fields(config),
+        *_questions(config),
+        *_sampling(config),
+        *_reward(config),
+        *passwords(config),
+    ]
 
 
 def _fields(config: EvaluateConfig) -> Iterator[str]:

@@ -87,7 +87,8 @@ def _answer(parts: Sequence[_Part], config: EvaluateConfig, template: str) -> No
     limit = _prompt_limit(policy, config)
     total, done = sum(len(part.log.requests) for part in parts), sum(part.log.done for part in parts)
     with ExitStack() as stack:
-        engine = build_engine(config, policy)
+        longest = limit + config.rollout.max_new_tokens
+        engine = build_engine(config, policy, {"rollout.max_prompt_tokens + rollout.max_new_tokens": longest})
         stack.callback(engine.close)
         engine.sync(VERSION)
         progress = stack.enter_context(EvaluationProgress(total, done, enabled=config.progress))

@@ -135,7 +135,7 @@ def evolve(
         return _too_few(hard)
     budget = budget_of(config, len(dev))
     seed = derive_seed(seed, epoch, "evolve")
-    _drop_pickles(run_dir)
+    _drop_unwanted(run_dir)
     journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())
     journal.call("evolve", _identity(train, dev, config, seed, warm_start), lambda: None)
     judge = TemplateFilter(
@@ -168,7 +168,7 @@ def evolve(
         logger=FileLog(run_dir / "gepa.log"),
         seed=seed,
     )
-    _drop_pickles(run_dir)
+    _drop_unwanted(run_dir)
     pool = _pool(result, valset, config, epoch, reflection.warm)
     return Evolution(
         pool=pool,
@@ -254,7 +254,10 @@ def _identity(
     }
 
 
-def _drop_pickles(run_dir: Path) -> None:
-    """Remove gepa's own saved state, which it would load if it found it: a resume goes by the journal."""
-    for path in run_dir.glob("gepa_state.bin*"):
-        path.unlink()
+def _drop_unwanted(run_dir: Path) -> None:
+    """Remove gepa's own saved state, which it would load if it found it (a resume goes by the journal), and its page,
+    which loads a script from elsewhere (the report draws the same tree).
+    """
+    for pattern in ("gepa_state.bin*", "candidate_tree.html"):
+        for path in run_dir.glob(pattern):
+            path.unlink()

@@ -85,6 +85,8 @@ def _engine(
     rollout, copy = config.rollout, element * size.parameters
     parts = []
     if isinstance(rollout, HfRollout):
+        if config.gepa.variant == "self_ref" and isinstance(config.tuning, FullTuning):
+            parts.append(Part("the reference model, twice", device, ALWAYS, 2 * copy))
         parts.append(Part("the engine's copy of the weights", device, ALWAYS, copy))
         rows = min(rollout.max_rows, config.policy.questions_per_round * config.policy.rollouts)
         cache = rows * sequence(config, questions) * size.cache_per_token
@@ -96,9 +98,6 @@ def _engine(
         one_sequence = sequence(config, questions) * size.cache_per_token
         share = int(rollout.gpu_memory_utilization * capacity) if capacity else copy + one_sequence
         parts.append(Part("vLLM" if capacity else "vLLM, at the least", device, ALWAYS, share))
-    if config.gepa.variant == "self_ref" and isinstance(config.tuning, FullTuning):
-        copies = 2 if isinstance(rollout, HfRollout) else 1
-        parts.append(Part("the reference model", device, ALWAYS, copies * copy))
     return parts
 
 

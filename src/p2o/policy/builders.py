@@ -8,12 +8,13 @@ tiny model with a byte tokenizer, :class:`LatentSkillModel` pre-trains the testb
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
@@ -23,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from p2o.config.schema import LatentSkillModel, ModelConfig, RandomModel, WheelModel
+from p2o.files import draft_of, remove_drafts_of
 from p2o.hub import prefer_cache_without_hub
 from p2o.types import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 ORIGIN_FILE = "p2o_origin.json"
 """Written into every built folder: the configuration that it was built from."""
@@ -51,8 +55,7 @@ def resolve_model(config: ModelConfig) -> Path | str:
     """
     folder = folder_of(config)
     if isinstance(config, Buildable):
-        if not folder.is_dir():
-            _build(config, folder)
+        _build(config, folder)
         _check_origin(config, folder)
         return folder
     if folder.is_dir():
@@ -120,10 +123,11 @@ def load_causal_lm(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 def staged_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place, synced to disk, when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    staged = draft_of(target)
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
     try:
         yield staged
-        staged.chmod(0o755)
         for path in staged.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -142,10 +146,11 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 def _remove_folder(folder: Path) -> None:
     """Rename, then delete: nobody meets a half-deleted folder, and one that somebody else removed is no error."""
-    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    retired = draft_of(folder.with_name(f"{folder.name}.old"))
+    shutil.rmtree(retired, ignore_errors=True)
     with suppress(FileNotFoundError):
-        folder.rename(retired / "old")
-    shutil.rmtree(retired)
+        folder.rename(retired)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 @contextmanager
@@ -167,14 +172,45 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
 
 
 def _build(config: Buildable, folder: Path) -> None:
+    """Build the folder where it is absent; of several processes that want to, one does and the others wait for it."""
+    if folder.is_dir():
+        return
     try:
-        with staged_folder(folder) as staged:
-            model, tokenizer = _make(config)
-            model.save_pretrained(staged)
-            tokenizer.save_pretrained(staged)
-            (staged / ORIGIN_FILE).write_text(json.dumps(_origin(config), indent=2))
+        with _sole_builder(folder):
+            if folder.is_dir():
+                return
+            remove_drafts_of(folder)
+            with staged_folder(folder) as staged:
+                model, tokenizer = _make(config)
+                model.save_pretrained(staged)
+                tokenizer.save_pretrained(staged)
+                (staged / ORIGIN_FILE).write_text(json.dumps(_origin(config), indent=2))
+            log.info("made the model in %s", folder)
     except PermissionError as error:
         raise ModelError(f"cannot write the model to model.path={folder}: {error.strerror}") from error
+
+
+@contextmanager
+def _sole_builder(folder: Path) -> Iterator[None]:
+    """Make others that would build ``folder`` wait while the block runs; a file system without locks is used without.
+
+    The lock file goes at the end, so one that waited for it looks whether it is still the one that newcomers find.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                break
+        os.close(lock)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
 
 
 def _make(config: Buildable) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -26,6 +26,10 @@ REFERENCE_VOCABULARY = 65536
 """Up to this vocabulary a chunk has as many tokens as asked for; a larger one gets proportionally fewer, so that the
 memory of the chunk's logits does not grow with the vocabulary."""
 
+SLAB = 4096
+"""Rows of W whose gradient is added at once. The product for all rows is a block so large that the allocator fetches it
+from the system anew for every chunk, and page faults take longer than the arithmetic."""
+
 
 def token_logprobs(
     hidden: Tensor,
@@ -136,7 +140,9 @@ def _head_gradients(
         scale_C1 = grad_N[part, None] / ctx.temperature
         grad_CV = head.probs(head.logits(hidden_CD)).mul_(-scale_C1)
         grad_CV.scatter_add_(1, targets_N[part, None], scale_C1)
-        total_VD += grad_CV.to(ctx.dtype).T @ hidden_CD
+        share_CV = grad_CV.to(ctx.dtype)
+        for first in range(0, total_VD.shape[0], SLAB):
+            total_VD[first : first + SLAB] += share_CV[:, first : first + SLAB].T @ hidden_CD
         if total_V is not None:
             total_V += grad_CV.sum(0)
     return total_VD.to(weight_VD.dtype), None if total_V is None else total_V.to(weight_VD.dtype)

@@ -196,12 +196,12 @@ def _accumulate(
         total = Sums(samples=len(training_set))
         for batch in _lay_out(policy, training_set, objective.config, tokens):
             with must_fit(batch):
-                tokens, targets = batch.input_ids.numel(), len(batch.targets)
-                with timed("forward", layers=tokens, head=targets):
+                rows, targets = batch.input_ids.numel(), len(batch.targets)
+                with timed("forward", layers=rows, head=targets):
                     new_N, entropy_N = _forward(policy, batch, objective)
                 policy_N = new_N.detach() if before is None else before[batch.tokens].to(new_N.device)
                 loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
-                with timed("backward", layers=tokens, head=targets):
+                with timed("backward", layers=rows, head=targets):
                     backward(loss)
             total.add(sums)
             tally.micro_batch(batch)

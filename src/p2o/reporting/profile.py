@@ -46,7 +46,7 @@ class Profile:
     """Costs by phase since the last :meth:`table`, of the work of one ``policy``."""
 
     def __init__(self, policy: Policy) -> None:
-        self._device = policy.device
+        self._policy = policy
         self._dtype = policy.dtype
         weight, _ = policy.head()
         backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
@@ -57,7 +57,8 @@ class Profile:
             if isinstance(module, nn.Linear) and ".lora_" not in name
         )
         self._lora = policy.lora
-        self.peaks = {dtype: matrix_peak(dtype, self._device) for dtype in (torch.bfloat16, torch.float32)}
+        self._device: torch.device | None = None
+        self.peaks: dict[torch.dtype, float] = {}
         self._stack = [OTHER]
         self._begin()
 
@@ -74,6 +75,9 @@ class Profile:
         finally:
             self._lap()
             self._stack.pop()
+
+    def count(self, tokens: int) -> None:
+        self.costs.setdefault(self._stack[-1], Cost()).tokens += tokens
 
     def table(self, title: str) -> str:
         """The costs as text; the count begins anew."""
@@ -96,11 +100,19 @@ class Profile:
 
     def _begin(self) -> None:
         self.costs: dict[str, Cost] = {OTHER: Cost(calls=1)}
-        _peak_bytes(self._device)
+        if self._device is not None:
+            _peak_bytes(self._device)
         self._last = time.perf_counter()
 
     def _lap(self) -> None:
-        """Book what has passed since the last lap under the phase that we are in."""
+        """Book what has passed since the last lap under the phase that we are in.
+
+        The first lap finds out where the policy is: a trainer moves it there after the profile has begun.
+        """
+        if self._device is None:
+            self._device = self._policy.device
+            self.peaks = {dtype: matrix_peak(dtype, self._device) for dtype in (torch.bfloat16, torch.float32)}
+            self._begin()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         cost = self.costs.setdefault(self._stack[-1], Cost())
@@ -125,6 +137,12 @@ _NOTHING = nullcontext()
 def timed(name: str, *, layers: int = 0, head: int = 0) -> AbstractContextManager[None]:
     """What is done inside is ``name``: it takes ``layers`` tokens through the layers and ``head`` through the head."""
     return _NOTHING if _active is None else _active.phase(name, layers, head)
+
+
+def count(tokens: int) -> None:
+    """Add tokens to the phase that we are in. Their arithmetic is not counted: it is another process's."""
+    if _active is not None:
+        _active.count(tokens)
 
 
 def report(title: str) -> None:

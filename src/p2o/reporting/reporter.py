@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from p2o.config.identity import flat
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.files import write_json
@@ -18,7 +19,7 @@ from p2o.reporting.environment import read_overrides
 from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import Advantages, RolloutLog
-from p2o.reporting.runs import IGNORED, flat
+from p2o.reporting.runs import IGNORED
 from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,

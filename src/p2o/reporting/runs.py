@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from p2o.config.identity import WITHOUT_MEANING, flat
 from p2o.reporting import json_lines
 from p2o.reporting.pool import read_pools
 
-IGNORED = frozenset({"run_dir", "resume", "plan", "seed", "trainer.progress", "trainer.threads", "logger.samples"})
+IGNORED = WITHOUT_MEANING | {"seed"}
 """Keys that do not make two runs different studies."""
 LABELLED = 2
 """Differing keys that a label names where two groups have the same experiment."""
@@ -91,17 +92,6 @@ def load_run(folder: Path) -> Run:
         metrics=dict(metrics),
         pools=list(read_pools(folder)),
     )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
 
 
 def grouped(runs: Iterable[Run]) -> list[RunGroup]:

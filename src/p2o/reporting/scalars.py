@@ -51,6 +51,8 @@ LAYOUT = {
     "The cost": {
         "generated tokens by phase": ["Multiline", [r"ledger/generated_tokens/"]],
         "seconds a round": ["Multiline", [r"time/"]],
+        "engine processes restarted, servers dropped": ["Multiline", [r"engine/(restarts|drops)$"]],
+        "prompt tokens found in the engine's prefix cache": ["Multiline", [r"engine/cached_tokens$"]],
     },
 }
 """Charts of TensorBoard's custom-scalars tab; the lists hold patterns of scalar names."""

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from p2o.types import Generation, Prompt, SamplingParams
 
+Lengths = Mapping[str, int]
+"""Tokens of the longest sequences that a run may ask for, prompt included, by the keys that set them."""
+
 OnFinish = Callable[[int, Generation], None]
 """Called once a prompt with its position in the call, as soon as its generation ended."""
 
@@ -23,6 +26,26 @@ def refuse_stale(held: int, asked: int) -> None:
     """Raise :class:`StalePolicyError` where an engine holds another version than the one that it is asked for."""
     if held != asked:
         raise StalePolicyError(f"the engine holds policy version {held}, not {asked}: call sync first")
+
+
+def refuse_lengths(longest: Lengths, context: int, mend: str) -> None:
+    """Raise :class:`EngineError` where a run may ask for more than the ``context`` tokens that an engine can hold;
+    ``mend`` says how to give it more."""
+    for keys, tokens in longest.items():
+        if tokens > context:
+            raise EngineError(
+                f"{keys} may come to {tokens} tokens, but the engine attends to {context}: lower them, or {mend}"
+            )
+
+
+def refuse_long(prompts: Sequence[Prompt], sampling: SamplingParams, context: int, mend: str) -> None:
+    """Raise ``ValueError`` where a call asks for more than the ``context`` tokens that an engine can hold."""
+    longest = max((len(p.tokens) for p in prompts), default=0)
+    if longest + sampling.max_new_tokens > context:
+        raise ValueError(
+            f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {context} tokens that the "
+            f"engine attends to: lower rollout.max_new_tokens, or {mend}"
+        )
 
 
 class RolloutEngine(Protocol):

@@ -17,13 +17,15 @@ from p2o.policy.model import Policy
 from p2o.reporting.profile import timed
 from p2o.rollout.cache import RowCache
 from p2o.rollout.decoding import draw, uniforms
-from p2o.rollout.engine import OnFinish, StalePolicyError
+from p2o.rollout.engine import Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.prefix_tree import PrefixTree
 from p2o.rollout.twin import Twin
 from p2o.types import Generation, Prompt, SamplingParams
 
 PREFILL_TOKENS = 1024
 """Nodes of a prefix tree from which on it is computed; its attention is quadratic in them."""
+
+MEND = "take a model that attends to more"
 
 
 class HfEngine:
@@ -33,9 +35,11 @@ class HfEngine:
     do not reach it, so every generation is made by the version that it is stamped with.
     """
 
-    def __init__(self, policy: Policy, config: HfRollout) -> None:
+    def __init__(self, policy: Policy, config: HfRollout, longest: Lengths | None = None) -> None:
         self.policy = policy
         self.config = config
+        self.context = context_length(policy)
+        refuse_lengths(longest or {}, self.context, MEND)
         self.stop_ids = stop_token_ids(policy)
         self._version = -1
         self._twin: Twin | None = None
@@ -61,9 +65,8 @@ class HfEngine:
         reference: bool = False,
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
-        if version != self._version or self._twin is None:
-            raise StalePolicyError(f"the engine holds policy version {self._version}, not {version}: call sync first")
-        self._check_context(prompts, sampling)
+        refuse_stale(self._version, version)
+        refuse_long(prompts, sampling, self.context, MEND)
         if not prompts:
             return []
         decode = _Decode(self._twin_of(reference), self, prompts, sampling, on_finish)
@@ -89,15 +92,6 @@ class HfEngine:
             with self.policy.reference():
                 self._reference = Twin(self.policy.causal_lm, self.policy.dtype)
         return self._reference
-
-    def _check_context(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        limit = context_length(self.policy)
-        longest = max((len(p.tokens) for p in prompts), default=0)
-        if longest + sampling.max_new_tokens > limit:
-            raise ValueError(
-                f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {limit} tokens that "
-                f"{type(self.policy.causal_lm).__name__} can attend to: lower rollout.max_new_tokens"
-            )
 
 
 def context_length(policy: Policy) -> int:

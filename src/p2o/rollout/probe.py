@@ -6,6 +6,7 @@ replaced, or another base model show as a difference that no rounding explains; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,7 @@ class Probe:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.tokens: tuple[int, ...] = tuple(policy.tokenizer.encode(TEXT))
+        self._text_N = torch.empty(0)
 
     def check(self, scores: Scores, tolerance: float) -> float:
         """Mean |log-prob of the engine − log-prob of the trainer| over the probe's tokens.
@@ -61,15 +63,8 @@ class Probe:
         those before the temperature than to those after it.
         """
         first = len(self.tokens) - 1
-        text_N = self._trainer(scores.continued, 1.0)[first if scores.continued else 0 :]
-        mismatch = float((text_N - torch.tensor(scores.scored)).abs().mean())
-        if not mismatch <= tolerance:
-            raise ProbeError(
-                f"the engine's log-probs of the probe text differ from the trainer's by {mismatch:.3f} in the mean, "
-                f"more than rollout.probe_tolerance={tolerance}: the engine does not hold the weights that are "
-                "trained (wrong base model, adapter not applied, sync incomplete). Raise the tolerance only where the "
-                "arithmetic explains the difference (model.dtype, quantisation)"
-            )
+        self._text_N = self._trainer(scores.continued, 1.0)[first if scores.continued else 0 :]
+        mismatch = self.check_again(scores.scored, tolerance)
         drawn_N = torch.tensor(scores.drawn_logprobs)
         before = float((self._trainer(scores.drawn, 1.0)[first:] - drawn_N).abs().mean())
         after = float((self._trainer(scores.drawn, TEMPERATURE)[first:] - drawn_N).abs().mean())
@@ -77,6 +72,18 @@ class Probe:
             raise ProbeError(
                 f"the engine reports log-probs before the temperature is applied ({after:.3f} from those after it, "
                 f"{before:.3f} from those before): start the server with --logprobs-mode processed_logprobs"
+            )
+        return mismatch
+
+    def check_again(self, scored: Sequence[float], tolerance: float) -> float:
+        """The same by what the trainer gave the text at the last :meth:`check`, whatever it has learnt since."""
+        mismatch = float((self._text_N - torch.tensor(scored)).abs().mean())
+        if not mismatch <= tolerance:
+            raise ProbeError(
+                f"the engine's log-probs of the probe text differ from the trainer's by {mismatch:.3f} in the mean, "
+                f"more than rollout.probe_tolerance={tolerance}: the engine does not hold the weights that are "
+                "trained (wrong base model, adapter not applied, sync incomplete). Raise the tolerance only where the "
+                "arithmetic explains the difference (model.dtype, quantisation)"
             )
         return mismatch
 

@@ -101,7 +101,8 @@ class Sampler:
         """One reply a user message, by default of the reference model π_init; booked under reflection."""
         started = time.perf_counter()
         prompts = [Prompt(self.renderer.render_chat(text), seed) for text, seed in zip(texts, seeds, strict=True)]
-        replies = self.engine.generate(prompts, sampling, version=version, reference=reference)
+        with timed("generate"):
+            replies = self.engine.generate(prompts, sampling, version=version, reference=reference)
         self._book(Phase.REFLECTION, prompts, replies, started, reflection_calls=len(replies))
         return replies
 

@@ -13,7 +13,6 @@ import math
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,8 +22,10 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from p2o.config.schema import VllmServerRollout
+from p2o.files import scratch_folder
 from p2o.policy.model import Policy
-from p2o.rollout.engine import EngineError, OnFinish, refuse_stale
+from p2o.reporting.profile import count, timed
+from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
 from p2o.rollout.server_client import START, Server, ServerFailedError
@@ -46,25 +47,36 @@ FIXED = {
 """Said with every request: a server would otherwise take what cuts or bends the distribution from the model's
 generation config. ``logprobs=0`` asks for those of the drawn tokens alone."""
 
+LATE_S = 10.0
+"""Seconds by which a server may take an adapter later than the first one did."""
+LEAVE_S = 5.0
+"""Seconds in which a server forgets the adapter at the end."""
+
 
 class VllmServerEngine:
     """A :class:`~p2o.rollout.engine.RolloutEngine` over servers that somebody else starts and stops.
 
     A server that is away, stalls or answers nonsense is dropped with a warning, its requests go to the others, and it
     is asked again every ``retry_s``; one that comes back gets the current adapter and the probe before any request.
-    ``max_retries`` waits of every server in one call end it with an :class:`EngineError`.
+    ``max_retries`` waits of every server in one call end it with an :class:`EngineError`. Without
+    ``rollout.adapter_dir`` adapters are handed over in a draft below ``run_dir``, or in a temporary folder.
     """
 
-    def __init__(self, policy: Policy, config: VllmServerRollout) -> None:
+    def __init__(
+        self, policy: Policy, config: VllmServerRollout, longest: Lengths | None = None, run_dir: Path | None = None
+    ) -> None:
         if not config.urls:
             raise EngineError(f"rollout=vllm_server needs rollout.urls: {START}")
         self.policy = policy
         self.config = config
+        self.longest = longest or {}
         self.probe = Probe(policy)
         self.drops = 0
         """How often a server was dropped."""
         self._version = -1
-        self._scratch = tempfile.TemporaryDirectory(prefix="p2o-adapters-", ignore_cleanup_errors=True)
+        shared = config.adapter_dir
+        self._scratch = None if shared else scratch_folder(run_dir, "adapters")
+        self._root = self._scratch or Path(shared or "").expanduser().resolve()
         self._run = f"p2o-{secrets.token_hex(4)}"
         self._saved = 0
         self._adapter: Path | None = None
@@ -72,10 +84,12 @@ class VllmServerEngine:
         """What the probe found on each server that holds the current adapter."""
         key = os.environ.get(config.api_key_env, "")
         self._servers = [Server(url, key, config.timeout_s) for url in config.urls]
-        self._down: dict[str, str] = {}
+        self._down: dict[str, tuple[str, float]] = {}
+        """What the servers that are dropped did, and when by the loop's clock."""
         # The loop has a thread of its own, so that a signal meets the main thread in a plain wait and not in the loop.
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="vllm servers", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm servers", daemon=True)
+        self._thread.start()
 
     @property
     def version(self) -> int:
@@ -93,14 +107,16 @@ class VllmServerEngine:
         """Write the adapter where the servers find it, have it loaded, and let them and the trainer score the probe.
 
         One server is enough; the others get it when they can be reached. Raises
-        :class:`~p2o.rollout.probe.ProbeError` where a server disagrees with the trainer.
+        :class:`~p2o.rollout.probe.ProbeError` where a server disagrees with the trainer, :class:`EngineError` where it
+        does not hold as long sequences as the run may need.
         """
         self._version = -1
-        old, self._adapter = self._adapter, self._save(version)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-        self._mismatches = {}
-        self._start(self._ready_one()).result()
+        with timed("sync"):
+            old, self._adapter = self._adapter, self._save(version)
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+            self._mismatches = {}
+            self._start(self._ready_one()).result()
         self._version = version
 
     def generate(
@@ -120,6 +136,7 @@ class VllmServerEngine:
         try:
             while (item := finished.get()) is not None:
                 results[item[0]] = item[1]
+                count(len(item[1].tokens))
                 if on_finish is not None:
                     on_finish(*item)
             call.result()
@@ -133,21 +150,21 @@ class VllmServerEngine:
     def close(self) -> None:
         """Leave the servers as they were found, as far as they answer, and remove the adapter's folder."""
         self._version = -1
-        if self._loop.is_running():
+        if self._thread.is_alive():
             try:
                 self._start(self._leave()).result()
             finally:
                 self._loop.call_soon_threadsafe(self._loop.stop)
-        if self._adapter is not None:
-            shutil.rmtree(self._adapter, ignore_errors=True)
-        self._scratch.cleanup()
+                self._thread.join()  # else a second call could ask a loop that is about to stop
+        for folder in (self._adapter, self._scratch):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _save(self, version: int) -> Path:
-        root = Path(self.config.adapter_dir or self._scratch.name).expanduser().resolve()
-        folder = root / f"{self._run}-{self._saved}-version-{version}"
+        folder = self._root / f"{self._run}-{self._saved}-version-{version}"
         self._saved += 1
         self.policy.module.save_pretrained(str(folder))
         return folder
@@ -155,13 +172,34 @@ class VllmServerEngine:
     # ------------------------------------------------------------------ in the loop's thread
 
     async def _ready_one(self) -> None:
-        """Return when at least one server holds the adapter."""
+        """Return when at least one server holds the adapter. Those that are dropped are not waited for where another is
+        not: the next call to generate asks them again, beside its work."""
         for left in range(self.config.max_retries, -1, -1):
-            if any(await asyncio.gather(*(self._ready(server) for server in self._servers))):
+            up = [server for server in self._servers if server.url not in self._down]
+            if await self._ready_in_time(up or self._servers):
                 return
             if left:
                 await asyncio.sleep(self.config.retry_s)
         raise self._gave_up()
+
+    async def _ready_in_time(self, servers: Sequence[Server]) -> bool:
+        """Whether any of the servers holds the adapter; one that takes ``LATE_S`` longer than the first is dropped."""
+        tasks = {asyncio.ensure_future(self._ready(server)): server for server in servers}
+        try:
+            for task in asyncio.as_completed(tasks):
+                if await task:
+                    break
+            else:
+                return False
+            on_time, late = await asyncio.wait(tasks, timeout=LATE_S)
+            for task in late:
+                said = f"did not take the adapter within {LATE_S:.0f} s of another server"
+                self._drop(tasks[task], ServerFailedError(said))
+            for task in on_time:
+                task.result()
+            return True
+        finally:
+            await _end(tasks)
 
     async def _generate(
         self,
@@ -191,11 +229,10 @@ class VllmServerEngine:
                     done.set()
 
         async def serve(server: Server) -> None:
-            for wait in range(self.config.max_retries + 1):
-                if wait:
-                    await asyncio.sleep(self.config.retry_s)
+            for _ in range(self.config.max_retries + 1):
+                await asyncio.sleep(self._rest(server))
                 if await self._ready(server):
-                    self._check_context(server, prompts, sampling)
+                    refuse_long(prompts, sampling, server.context, _mend(server))
                     try:
                         await _together(take(server) for _ in range(self.config.concurrency))
                     except ServerFailedError as error:
@@ -214,6 +251,7 @@ class VllmServerEngine:
         name = self._adapter.name
         try:
             held = await server.models()
+            refuse_lengths(self.longest, server.context, _mend(server))
             if name not in held:
                 self._mismatches.pop(server.url, None)
                 await server.load(name, self._adapter)
@@ -267,33 +305,37 @@ class VllmServerEngine:
         return Generation(tokens, tuple(choice["logprobs"]["token_logprobs"]), text, choice["finish_reason"])
 
     async def _leave(self) -> None:
-        for server in self._servers:
+        async def leave(server: Server) -> None:
             if self._adapter is not None and server.url in self._mismatches:
-                with suppress(EngineError):
-                    await server.unload(self._adapter.name)
+                with suppress(EngineError, TimeoutError):
+                    async with asyncio.timeout(LEAVE_S):
+                        await server.unload(self._adapter.name)
             await server.close()
+
+        await asyncio.gather(*(leave(server) for server in self._servers))
 
     def _drop(self, server: Server, error: Exception) -> None:
         said = str(error) or f"did not answer: {type(error).__name__}"
         if server.url not in self._down:
             self.drops += 1
             log.warning("%s is dropped: it %s; it is asked again every %g s", server.url, said, self.config.retry_s)
-        self._down[server.url] = said
+        self._down[server.url] = said, self._loop.time()
+
+    def _rest(self, server: Server) -> float:
+        """Seconds until a server that was dropped is asked again; 0 for any other."""
+        _, dropped = self._down.get(server.url, ("", -math.inf))
+        return max(0.0, dropped + self.config.retry_s - self._loop.time())
 
     def _gave_up(self) -> EngineError:
-        causes = "; ".join(f"{url} {said}" for url, said in self._down.items())
+        causes = "; ".join(f"{url} {said}" for url, (said, _) in self._down.items())
         return EngineError(
             f"no server of rollout.urls is usable after {self.config.max_retries} waits of {self.config.retry_s:g} s "
             f"(rollout.max_retries, rollout.retry_s): {causes}. {START}"
         )
 
-    def _check_context(self, server: Server, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        longest = max(len(p.tokens) for p in prompts)
-        if longest + sampling.max_new_tokens > server.context:
-            raise ValueError(
-                f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {server.context} tokens "
-                f"that {server.url} attends to: lower rollout.max_new_tokens or start it with a larger --max-model-len"
-            )
+
+def _mend(server: Server) -> str:
+    return f"start {server.url} with a larger --max-model-len"
 
 
 async def _together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
@@ -302,9 +344,7 @@ async def _together(coroutines: Iterable[Coroutine[Any, Any, Any]]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
 
 
 async def _first(*coroutines: Coroutine[Any, Any, Any]) -> None:
@@ -315,6 +355,11 @@ async def _first(*coroutines: Coroutine[Any, Any, Any]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
+
+
+async def _end(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

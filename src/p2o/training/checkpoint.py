@@ -40,9 +40,13 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """``last.ckpt``, the one before it, and ``best.ckpt`` of a run's folder."""
+    """``last.ckpt``, the one before it, and ``best.ckpt`` of a run's folder.
 
-    def __init__(self, folder: Path) -> None:
+    ``run`` is the digest of the run's configuration. It is written into each, so that another run's is not taken.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.run = run
         self.last = folder / "last.ckpt"
         self.previous = folder / "previous.ckpt"
         self.best = folder / "best.ckpt"
@@ -51,6 +55,7 @@ class CheckpointStore:
         """Write ``last.ckpt``; the old one stays as ``previous.ckpt`` until, and after, the new one is whole."""
         content = {
             "format": FORMAT,
+            "run": self.run,
             "trainable": {name: tensor.detach().cpu() for name, tensor in checkpoint.trainable.items()},
             "optimizer": checkpoint.optimizer,
             "scheduler": checkpoint.scheduler,
@@ -61,6 +66,10 @@ class CheckpointStore:
         with replacing(self.last) as file:
             torch.save(content, file)
 
+    def read(self, path: Path) -> Checkpoint:
+        """As :func:`read_checkpoint`, of this run only."""
+        return read_checkpoint(path, self.run)
+
     def mark_best(self) -> None:
         """Keep the last checkpoint as the best."""
         _link(self.last, self.best)
@@ -68,11 +77,11 @@ class CheckpointStore:
     def load(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, which is ``last.ckpt`` from now on; None where the run has none yet.
 
-        One that is damaged is named in a warning and kept as ``last.ckpt.damaged``, out of the way of the next
-        :meth:`save`. Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
+        One that is damaged, or another run's, is named in a warning and kept as ``last.ckpt.damaged``, out of the way
+        of the next :meth:`save`. Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
         """
         try:
-            return read_checkpoint(self.last)
+            return self.read(self.last)
         except FileNotFoundError:
             if not self.previous.exists():
                 return None
@@ -80,7 +89,7 @@ class CheckpointStore:
         except CheckpointError as error:
             log.warning("%s: going on from %s, the one before it", error, self.previous.name)
         try:
-            checkpoint = read_checkpoint(self.previous)
+            checkpoint = self.read(self.previous)
         except (CheckpointError, FileNotFoundError) as error:
             raise CheckpointError(
                 f"no checkpoint in {self.last.parent} can be read ({error}): start anew with another run_dir"
@@ -91,11 +100,11 @@ class CheckpointStore:
         return checkpoint
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, run: str | None = None) -> Checkpoint:
     """Read one file.
 
-    Raises :class:`CheckpointError` naming it where it is damaged or none of ours, ``FileNotFoundError`` where it is
-    absent.
+    Raises :class:`CheckpointError` naming it where it is damaged, none of ours, or says that it is of another run than
+    ``run``; ``FileNotFoundError`` where it is absent.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,6 +113,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CheckpointError(f"{path} is no p2o checkpoint of format {FORMAT}")
+        if run is not None and content.get("run", run) != run:
+            raise CheckpointError(f"{path} belongs to a run of another configuration")
         return Checkpoint(
             trainable=content["trainable"],
             optimizer=content["optimizer"],

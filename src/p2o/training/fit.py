@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from p2o.config import ConfigError
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
 from p2o.config.schema import Config, CustomRollout
 from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
 from p2o.extensions import load_object
@@ -66,7 +69,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
 
 def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
     quiet_libraries()
-    checkpoint = CheckpointStore(run_dir / "checkpoints").load()
+    checkpoint = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config))).load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
         return RunResult(run_dir, state, already_done=True)
@@ -75,7 +78,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     record_overrides(run_dir, overrides)
     warn_of_other_means(state.means, means := means_of(config))
     state.means = means
-    reflector = _named_parts(config, state, resumed=checkpoint is not None, sampler=lambda: sampler)
+    reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
@@ -95,8 +98,12 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
     )
     rounds = num_rounds(len(training), config) * config.trainer.epochs
-    with GraderPool(config.reward) as grader, Progress(rounds, enabled=config.trainer.progress) as progress:
-        engine = build_engine(config, policy)
+    longest = longest_sequences(config, renderer, context)
+    with (
+        GraderPool(config.reward) as grader,
+        Progress(rounds, enabled=config.trainer.progress) as progress,
+        closing(build_engine(config, policy, longest)) as engine,
+    ):
         sampler = Sampler(engine, renderer, grader, state.ledger)
         logger = _logger(config, run_dir, state)
         module = P2OModule(
@@ -114,11 +121,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             resume_from=checkpoint,
             stop=stop,
         )
-        try:
-            with profiling(policy, enabled=config.profile):
-                _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
-        finally:
-            engine.close()
+        with profiling(policy, enabled=config.profile):
+            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 
 
@@ -151,7 +155,9 @@ def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger
     )
 
 
-def _named_parts(config: Config, state: RunState, *, resumed: bool, sampler: Callable[[], Sampler]) -> Reflector | None:
+def _named_parts(
+    config: Config, state: RunState, run_dir: Path, *, resumed: bool, sampler: Callable[[], Sampler]
+) -> Reflector | None:
     """Look up everything that the configuration names and that can be missing, before anything is loaded.
 
     Returns the template writer of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it writes.
@@ -170,6 +176,7 @@ def _named_parts(config: Config, state: RunState, *, resumed: bool, sampler: Cal
         complete=lambda texts, seeds: sampler().complete(texts, seeds, sampling, version=state.policy_version),
         count_tokens=lambda text: sampler().renderer.count_tokens(text),
         ledger=state.ledger,
+        run_dir=run_dir,
     )
     try:
         reflector.check()
@@ -178,6 +185,20 @@ def _named_parts(config: Config, state: RunState, *, resumed: bool, sampler: Cal
             raise
         log.warning("%s. The run goes on without it for as long.", error)
     return reflector
+
+
+def longest_sequences(config: Config, renderer: PromptRenderer, context: int | None) -> dict[str, int]:
+    """What the engine must have room for, by the keys that set it. Questions go no further than the model attends
+    (:func:`within_context`); a reflection of Self-Ref is a message, so that its header comes on top."""
+    rollout, reflector = config.rollout, config.reflector
+    lengths = {"rollout.max_prompt_tokens + rollout.max_new_tokens": rollout.max_prompt_tokens + rollout.max_new_tokens}
+    if context is not None:
+        lengths = {keys: min(tokens, context) for keys, tokens in lengths.items()}
+    if config.gepa.variant == "self_ref":
+        header = len(renderer.render_chat(""))
+        keys = "reflector.max_prompt_tokens + reflector.max_new_tokens + the chat header"
+        lengths[keys] = reflector.max_prompt_tokens + reflector.max_new_tokens + header
+    return lengths
 
 
 def within_context(

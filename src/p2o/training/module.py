@@ -20,6 +20,8 @@ from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.evolution.assignment import assign
 from p2o.evolution.cover import greedy_cover
@@ -29,6 +31,7 @@ from p2o.evolution.reflectors import Reflector
 from p2o.policy.mismatch import Truncation
 from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
+from p2o.policy.optimizer import adamw
 from p2o.policy.samples import advantages_of
 from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
@@ -87,7 +90,7 @@ class P2OModule(LightningModule):
         self.run_dir = run_dir
         self.reporter = reporter
         self.progress = progress
-        self.store = CheckpointStore(run_dir / "checkpoints")
+        self.store = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config)))
         self._resume_from = resume_from
         self._stop = stop or Stop()
         self._saved_step = state.step
@@ -313,17 +316,12 @@ class P2OModule(LightningModule):
     # ------------------------------------------------------------------ Lightning's side
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on the trained tensors; linear warm-up, then constant.
+        """AdamW; linear warm-up, then constant.
 
         The schedule is stepped by the update, which alone knows when a step was taken, so Lightning never sees it.
         """
         config = self.config
-        self.optimizer = torch.optim.AdamW(
-            self.policy.trainable.values(),
-            lr=config.tuning.learning_rate,
-            betas=(config.policy.betas[0], config.policy.betas[1]),
-            weight_decay=config.policy.weight_decay,
-        )
+        self.optimizer = adamw(self.policy, config.tuning.learning_rate, config.policy)
         warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
         self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
         return self.optimizer
@@ -331,7 +329,7 @@ class P2OModule(LightningModule):
     def export(self) -> None:
         """Write the best checkpoint's policy to ``model/``, for transformers and peft."""
         try:
-            best = read_checkpoint(self.store.best)
+            best = self.store.read(self.store.best)
         except (CheckpointError, FileNotFoundError) as error:
             log.warning("%s: model/ is the last policy, not the best one", error)
             best = read_checkpoint(self.store.last)

@@ -13,20 +13,10 @@ from typing import Any
 import yaml
 
 from p2o.config.evaluation import EvaluateConfig
+from p2o.config.identity import differences
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.files import is_draft, remove_drafts, write_atomic
-from p2o.reporting.runs import flat
-
-NOT_OF_THE_RUN = frozenset(
-    {
-        *("run_dir", "resume", "plan", "policy.max_skipped_steps"),
-        *(f"trainer.{key}" for key in ("progress", "threads", "accelerator")),
-        # of an evaluation: what is counted from its answers, and how it is shown
-        *("compare", "pass_at", "confidence", "resamples", "progress", "threads"),
-    }
-)
-"""Keys that may differ between the launches of one run: they do not change what is computed, but for rounding."""
 
 BEFORE_THE_RUN = frozenset({"launch.log"})
 """What a folder may hold before the run in it has begun: a sweep's record of the process."""
@@ -71,9 +61,9 @@ def open_run_folder(config: Config | EvaluateConfig) -> Path:
             raise RunFolderError(
                 f"run_dir={run_dir} is no run's folder (no config.yaml): give run_dir=<another folder>"
             )
-        before = _read_configuration(path)
+        before = read_configuration(path)
         if content - BEFORE_ANY_WORK or "run_dir" not in before:
-            _refuse_other_configuration(run_dir, flat(before), flat(plain))
+            refuse_another_run(run_dir, before, plain)
     write_atomic(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
     return run_dir
 
@@ -99,18 +89,19 @@ def sole_user(run_dir: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _refuse_other_configuration(run_dir: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    differing = sorted(
-        key for key in before.keys() | now.keys() if key not in NOT_OF_THE_RUN and before.get(key) != now.get(key)
-    )
-    if differing:
-        lines = "\n".join(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} asked for" for key in differing)
+def refuse_another_run(run_dir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise :class:`RunFolderError` with the keys that differ where ``there``, the configuration of the run in
+    ``run_dir``, is not that of the run ``here``.
+    """
+    if differing := differences(there, here):
+        lines = "\n".join(f"  {line}" for line in differing)
         raise RunFolderError(
             f"{run_dir} holds a run of another configuration:\n{lines}\nGive another run_dir, or the same values."
         )
 
 
-def _read_configuration(path: Path) -> Mapping[str, Any]:
+def read_configuration(path: Path) -> Mapping[str, Any]:
+    """A run's ``config.yaml``; raises :class:`RunFolderError` where it is none."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from p2o.config.schema import CustomReflector, GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
 from p2o.evolution.reflectors import openai, strategies
@@ -36,12 +37,13 @@ def build_reflector(
     *,
     count_tokens: Callable[[str], int],
     ledger: Ledger,
+    run_dir: Path,
 ) -> Reflector:
     """The reflector of a run. ``gepa.variant=self_ref`` always means the reference model, whatever ``config`` is.
 
     ``complete`` asks the reference model (the sampler books it); ``ledger`` is the run's, in which the others book
-    what they spend. Raises :class:`ReflectorError` for a library that cannot be read; see ``Reflector.check`` for
-    what else may be missing.
+    what they spend, and ``run_dir`` its folder, where what an endpoint is paid is kept too. Raises
+    :class:`ReflectorError` for a library that cannot be read; see ``Reflector.check`` for what else may be missing.
     """
     if gepa.variant != "self_ref":
         if isinstance(config, StrategiesReflector):
@@ -50,7 +52,11 @@ def build_reflector(
             return load_object(config.factory, "reflector.factory")(config, ledger)
         if isinstance(config, OpenAIReflector):
             return openai.OpenAIReflector(
-                config, max_template_tokens=gepa.max_template_tokens, count_tokens=count_tokens, ledger=ledger
+                config,
+                max_template_tokens=gepa.max_template_tokens,
+                count_tokens=count_tokens,
+                ledger=ledger,
+                spent=run_dir / "evolution" / "spent.json",
             )
     return ReferenceReflector(
         complete,

@@ -9,11 +9,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from p2o.config.schema import OpenAIReflector as EndpointConfig
 from p2o.evolution.reflectors.base import Reflection, ReflectionJob, UnreachableError
 from p2o.evolution.reflectors.endpoint import UNBILLED, CallError, Endpoint, Reply, address_of, check
 from p2o.evolution.reflectors.meta_prompt import extract_template, render
+from p2o.evolution.reflectors.spending import Spending
 from p2o.rollout.ledger import Ledger
 from p2o.types import Phase
 
@@ -54,8 +56,8 @@ class OpenAIReflector:
     """Asks for all templates of an iteration at once, ``concurrency`` calls at a time.
 
     Every call has a deadline; failures that may pass are repeated with growing waits, or after the time that the
-    server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, read off the ledger, so they hold
-    across a resume; before a call its prompt and its longest possible reply are set aside. Failures by kind:
+    server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, its killed processes included, by the
+    file ``spent``; before a call its prompt and its longest possible reply are booked there. Failures by kind:
 
     connection | dns | tls | auth | rate_limit | server | timeout | request (another 4xx) | bad_response | empty |
     refusal | too_long | capped | breaker, and of the reply's form unfenced | truncated
@@ -68,6 +70,7 @@ class OpenAIReflector:
         max_template_tokens: int,
         count_tokens: Callable[[str], int],
         ledger: Ledger,
+        spent: Path,
     ) -> None:
         """``count_tokens`` is an estimate here: the endpoint's tokenizer is not known."""
         self.config = config
@@ -76,7 +79,9 @@ class OpenAIReflector:
         self.ledger = ledger
         self.failures: Counter[str] = Counter()
         self._breaker = Breaker(config.breaker_failures, config.breaker_cooldown_s)
-        self._set_aside = 0
+        counts = ledger.by_phase[Phase.REFLECTION]
+        tokens = counts.prompt_tokens + counts.generated_tokens
+        self._spending = Spending(spent, calls=counts.reflection_calls, tokens=tokens)
 
     def check(self) -> None:
         """Raise ``ReflectorError`` where the model, the key or the address is missing, or nobody is there.
@@ -165,32 +170,31 @@ class OpenAIReflector:
 
     async def _call(self, endpoint: Endpoint, prompt: str) -> Reply:
         """One paid call, within the caps and past the breaker."""
-        counts = self.ledger.by_phase[Phase.REFLECTION]
-        longest = self.count_tokens(prompt) + self.config.max_new_tokens
-        spent = counts.prompt_tokens + counts.generated_tokens + self._set_aside
-        if self.config.max_calls is not None and counts.reflection_calls >= self.config.max_calls:
+        asked = self.count_tokens(prompt)
+        longest = asked + self.config.max_new_tokens
+        if self.config.max_calls is not None and self._spending.calls >= self.config.max_calls:
             raise CallError("capped", f"reflector.max_calls={self.config.max_calls} is reached")
-        if self.config.max_tokens is not None and spent + longest > self.config.max_tokens:
+        if self.config.max_tokens is not None and self._spending.tokens + longest > self.config.max_tokens:
             raise CallError("capped", f"reflector.max_tokens={self.config.max_tokens} is reached")
         if not self._breaker.allows(time.monotonic()):
             raise CallError("breaker", "the endpoint failed too often in a row")
+        self._spending.book(longest)
         self.ledger.add(Phase.REFLECTION, reflection_calls=1)
-        self._set_aside += longest
-        prompt_tokens = generated_tokens = 0
         try:
             reply = await endpoint.ask(prompt)
-            prompt_tokens, generated_tokens = self._tokens(prompt, reply)
         except CallError as error:
-            if error.kind not in UNBILLED:
-                prompt_tokens, generated_tokens = longest - self.config.max_new_tokens, self.config.max_new_tokens
+            unbilled = error.kind in UNBILLED
+            self._settle(longest, *((0, 0) if unbilled else (asked, self.config.max_new_tokens)))
             if error.kind not in ("rate_limit", "refusal", "request", "too_long"):  # those are signs of life
                 self._breaker.failed(time.monotonic(), for_good=error.kind in ("auth", "tls"))
             raise
-        finally:
-            self._set_aside -= longest
-            self.ledger.add(Phase.REFLECTION, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        self._settle(longest, *self._tokens(prompt, reply))
         self._breaker.succeeded()
         return reply
+
+    def _settle(self, booked: int, prompt_tokens: int, generated_tokens: int) -> None:
+        self._spending.settle(booked, prompt_tokens + generated_tokens)
+        self.ledger.add(Phase.REFLECTION, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
 
     def _tokens(self, prompt: str, reply: Reply) -> tuple[int, int]:
         """(prompt, completion) tokens as the endpoint counts them, or our estimate where it does not say."""

@@ -1,0 +1,191 @@
+"""What the server engine does about servers that stall: with servers that run no vLLM, so that the stalls are ours."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from p2o.config.schema import LoraTuning, RandomModel, VllmServerRollout
+from p2o.policy.model import Policy, load_policy
+from p2o.rollout import server
+from p2o.rollout.engine import EngineError
+from p2o.rollout.server import VllmServerEngine
+from p2o.types import Prompt, SamplingParams
+
+PROMPTS = [Prompt((5, 6, 7), seed) for seed in range(4)]
+SHORT = SamplingParams(1.0, 3)
+
+
+class Stub(ThreadingHTTPServer):
+    """Has adapters and completes with one and the same token. Requests whose path is ``stalled`` are not answered."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.adapters: set[str] = set()
+        self.asked: list[str] = []
+        self.stalled = ""
+        self.completion_s = 0.0
+        self.over = threading.Event()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def handle_error(self, *_: object) -> None:
+        """Clients that went away are part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        stub, path = self.server, self.path.removeprefix("/v1/")
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
+        stub.asked.append(path)
+        if path == stub.stalled:
+            stub.over.wait(60)
+            return
+        if path == "models":
+            cards = [{"id": "base", "parent": None, "max_model_len": 100}]
+            reply: object = {"data": [*cards, *({"id": name, "parent": "base"} for name in stub.adapters)]}
+        elif path == "completions":
+            time.sleep(stub.completion_s)
+            count = body["max_tokens"]
+            logprobs = {"token_logprobs": [-1.0] * count}
+            reply = {"choices": [{"token_ids": [9] * count, "logprobs": logprobs, "finish_reason": "length"}]}
+        else:
+            reply = "ok"
+            (stub.adapters.add if path.startswith("load") else stub.adapters.discard)(body["lora_name"])
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def stubs() -> Iterator[tuple[Stub, Stub]]:
+    pair = Stub(), Stub()
+    yield pair
+    for stub in pair:
+        stub.over.set()
+        stub.shutdown()
+        stub.server_close()
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return load_policy(RandomModel(path=str(folder), dtype="float32"), LoraTuning(r=4), seed=0)
+
+
+@pytest.fixture
+def engine(
+    policy: Policy, stubs: tuple[Stub, Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., VllmServerEngine]]:
+    """``engine(retry_s=...)``: an engine over the two servers, which believes what they say of the probe."""
+    monkeypatch.setattr(server, "LATE_S", 1.0)
+    monkeypatch.setattr(server, "LEAVE_S", 1.0)
+    made: list[VllmServerEngine] = []
+
+    def build(retry_s: float = 60.0, **needs: int) -> VllmServerEngine:
+        rollout = VllmServerRollout(urls=[stub.url for stub in stubs], retry_s=retry_s, max_retries=3)
+        one = VllmServerEngine(policy, rollout, needs, tmp_path)
+        monkeypatch.setattr(one.probe, "check", lambda *_: 0.0)
+        made.append(one)
+        return one
+
+    yield build
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize("stalled", ["models", "load_lora_adapter", "completions"])
+def test_a_sync_is_not_held_up_where_another_server_is_ready(
+    stalled: str,
+    engine: Callable[..., VllmServerEngine],
+    stubs: tuple[Stub, Stub],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one, (bad, good) = engine(), stubs
+    bad.stalled = stalled
+    begun = time.monotonic()
+    one.sync(0)
+    assert time.monotonic() - begun < 20.0
+    assert f"{bad.url} is dropped: it did not take the adapter within 1 s" in caplog.text
+    assert one.scalars()["drops"] == 1
+    asked = len(bad.asked)
+    one.sync(1)
+    assert len(one.generate(PROMPTS, SHORT, version=1)) == 4
+    assert len(bad.asked) == asked, "it is left alone until rollout.retry_s has passed"
+    assert len(good.adapters) == 1
+
+
+def test_a_dropped_server_is_asked_again_beside_the_work(
+    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, (bad, good) = engine(retry_s=0.5), stubs
+    bad.stalled = "models"
+    one.sync(0)
+    bad.stalled, good.completion_s = "", 3.0
+    one.generate(PROMPTS, SHORT, version=0)
+    assert bad.adapters == good.adapters != set()
+    assert f"{bad.url} answers again" in caplog.text
+
+
+def test_where_all_are_dropped_all_are_asked_again(
+    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
+) -> None:
+    one = engine(retry_s=0.2)
+    for each, stub in zip(one._servers, stubs, strict=True):
+        each._timeout_s = 0.5
+        stub.stalled = "models"
+    with pytest.raises(EngineError, match=r"after 3 waits .*rollout\.max_retries"):
+        one.sync(0)
+    assert min(len(stub.asked) for stub in stubs) > 1
+    stubs[1].stalled = ""
+    one.sync(0)
+    assert len(one.generate(PROMPTS, SHORT, version=0)) == 4
+
+
+def test_the_end_does_not_wait_for_a_server_that_stalls(
+    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
+) -> None:
+    one, (bad, good) = engine(), stubs
+    one.sync(0)
+    bad.stalled = "unload_lora_adapter"
+    begun = time.monotonic()
+    one.close()
+    assert time.monotonic() - begun < 20.0
+    assert good.adapters == set()
+    assert not one._thread.is_alive()
+    one.close()
+
+
+def test_lengths_that_a_server_cannot_hold_are_named(
+    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
+) -> None:
+    one = engine(**{"rollout.max_prompt_tokens + rollout.max_new_tokens": 101})
+    with pytest.raises(EngineError, match=r"rollout\.max_new_tokens may come to 101 tokens.* 100: .*--max-model-len"):
+        one.sync(0)
+
+
+def test_adapters_are_handed_over_in_the_runs_folder(engine: Callable[..., VllmServerEngine], tmp_path: Path) -> None:
+    one = engine()
+    one.sync(0)
+    assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1
+    one.close()
+    assert list(tmp_path.iterdir()) == []
