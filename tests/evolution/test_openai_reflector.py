@@ -457,5 +457,6 @@ def test_whom_it_asks_is_told_without_a_password(teacher: Teacher, monkeypatch: 
             max_template_tokens=9,
             count_tokens=count_words,
             ledger=Ledger(),
+            spent=SPENT,
         ).check()
     assert KEY not in str(caught.value)
