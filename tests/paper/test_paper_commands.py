@@ -51,6 +51,7 @@ TINY = (
     "gepa.max_iterations=4",
     "gepa.max_template_tokens=256",
     "reflector.max_new_tokens=16",
+    "reflector.max_prompt_tokens=2048",
     "trainer=cpu",
     "trainer.epochs=2",
     "trainer.rounds_per_epoch=1",

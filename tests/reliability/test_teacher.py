@@ -105,7 +105,7 @@ def test_a_teacher_that_fails_in_every_way_is_worked_with_between_its_failures(
     teacher: Teacher, driver: Driver, tmp_path: Path
 ) -> None:
     bad = [answer for _, answer in (*FAULTS, *REFUSED)]
-    good = [f"Think {'very ' * n}hard." for n in range(30)]
+    good = [f"Think {a}{b}." for a in "bcdfg" for b in "aeiouy"]
     teacher.script = [*bad, *(says(f"```\n{text}\n```") for text in good)]
     run_dir = tmp_path / "run"
     sizes = ("gepa.parents=8", "gepa.metric_calls=1000", "gepa.max_iterations=6")

@@ -90,7 +90,7 @@ class Player:
         templates = (PLAIN, SPELL.id, SPELL.id)
         groups = [build_group(f"q{state.step}", "cwu", text=text), build_group("hard", "wwc", templates, text=text)]
         metrics = dataclasses.asdict(UpdateMetrics(loss=0.1 * state.step, grad_norm=2.0, live=1))
-        engine = {"probe_mismatch": 0.01}
+        engine = {"probe_mismatch": 0.01, "restarts": 0.0, "cached_tokens": 64.0}
         return self.reporter.round(state, groups, metrics, engine=engine, seconds={"rollout": 0.5, "update": 0.25})
 
     def validation(self, accuracy: float) -> None:

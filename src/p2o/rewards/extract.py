@@ -1,6 +1,6 @@
 """Where in a response is the answer? Pure functions from text to text, each one pass over the last part of it.
 
-A method returns the answer that it found, stripped, or None. None of them judges: ``\\boxed{}`` is not parsed here.
+A method returns the answer that it found, stripped (``whole`` alone leaves it as it is), or None. None of them judges: ``\\boxed{}`` is not parsed here.
 Every method takes linear time on any input; nothing recurses and no pattern can backtrack further than a few dozen
 characters.
 """
@@ -126,8 +126,8 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def whole(text: str) -> str | None:
-    """All of the text."""
-    return text.strip() or None
+    """All of the text, as it stands; nothing where it is blank."""
+    return text if text.strip() else None
 
 
 METHODS: Mapping[str, Callable[[str], str | None]] = {
