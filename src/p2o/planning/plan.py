@@ -65,8 +65,8 @@ def make_plan(config: Config) -> Plan:
         plan.pace = probe(config, problems)
     else:
         notes.append(
-            f"no estimate of time: {reason}. A few rounds on the machine that is meant measure it: the rounds above times "
-            "time/rollout + time/update of metrics.jsonl, and the prompt phases"
+            f"no estimate of time: {reason}. A few rounds on the machine that is meant measure it: the rounds above "
+            "times time/rollout + time/update of metrics.jsonl, and the prompt phases"
         )
     return plan
 

@@ -1,6 +1,7 @@
 """Where in a response is the answer? Pure functions from text to text, each one pass over the last part of it.
 
-A method returns the answer that it found, stripped (``whole`` alone leaves it as it is), or None. None of them judges: ``\\boxed{}`` is not parsed here.
+A method returns the answer that it found, stripped (``whole`` alone leaves it as it is), or None. None of them judges:
+``\\boxed{}`` is not parsed here.
 Every method takes linear time on any input; nothing recurses and no pattern can backtrack further than a few dozen
 characters.
 """
