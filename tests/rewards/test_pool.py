@@ -103,8 +103,8 @@ def test_exact_ignores_case_space_and_quotes() -> None:
 
 def test_a_function_gets_the_whole_text_and_the_problem() -> None:
     with GraderPool(function_config("length")) as graded:
-        grades = graded.grade_many([(problem("10"), "12345"), (problem("5"), "12345\n"), (problem("5"), " ")])
-        assert grades[:2] == [Grade(Outcome.WRONG, 0.5, "12345"), Grade(Outcome.CORRECT, 1.0, "12345")]
+        grades = graded.grade_many([(problem("10"), "12345"), (problem("6"), "12345\n"), (problem("5"), " ")])
+        assert grades[:2] == [Grade(Outcome.WRONG, 0.5, "12345"), Grade(Outcome.CORRECT, 1.0, "12345\n")]
         assert grades[2] == Grade(Outcome.UNPARSEABLE, 0.0)
         assert graded.check_golds([problem("10")]) == [True]
 
