@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from p2o.policy.builders import byte_tokenizer
@@ -52,18 +50,6 @@ def test_chat_template_arguments_reach_the_template() -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}|{{ thinking }}"
     it = PromptRenderer(tokenizer, "{question}", 100, {"thinking": "off"})
     assert text(it, it.render("q")) == "q|off"
-
-
-def test_without_a_chat_template_the_text_is_the_prompt_and_one_warning_says_so(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = None
-    with caplog.at_level(logging.WARNING):
-        it = PromptRenderer(tokenizer, "Q: {question}", 100)
-        assert text(it, it.render("a", "z")) == "z\n\nQ: a"
-        it.render("b")
-    assert [r.message for r in caplog.records].count("the tokenizer has no chat template: prompts are plain text") == 1
 
 
 def test_a_prompt_without_a_place_for_the_question_is_refused() -> None:

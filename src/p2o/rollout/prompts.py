@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-
-log = logging.getLogger(__name__)
 
 PLACEHOLDER = "{question}"
 CACHED_PROMPTS = 8192
@@ -28,7 +25,7 @@ class PromptRenderer:
     """Renders questions under templates with the tokenizer's own chat template.
 
     ``prompt`` is the plain prompt x (``data.prompt``), in which ``{question}`` stands for the question;
-    ``max_prompt_tokens`` bounds what :meth:`render` returns. A tokenizer without a chat template gets plain text.
+    ``max_prompt_tokens`` bounds what :meth:`render` returns.
     """
 
     def __init__(
@@ -45,8 +42,6 @@ class PromptRenderer:
         self.max_prompt_tokens = max_prompt_tokens
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._encode = lru_cache(maxsize=CACHED_PROMPTS)(self._encode_uncached)
-        if not tokenizer.chat_template:
-            log.warning("the tokenizer has no chat template: prompts are plain text")
 
     def text(self, question: str, template: str = "") -> str:
         """T(x, z) before the chat template: the template, a blank line, the plain prompt."""
@@ -73,8 +68,6 @@ class PromptRenderer:
         return self._encode(text)
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        if not self.tokenizer.chat_template:
-            return tuple(self.tokenizer.encode(text))
         message = [{"role": "user", "content": text}]
         tokens = self.tokenizer.apply_chat_template(
             message, add_generation_prompt=True, return_dict=False, **self._chat_template_kwargs
