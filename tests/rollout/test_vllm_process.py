@@ -65,7 +65,9 @@ def test_an_exception_of_the_caller_ends_the_process(start: Start) -> None:
     process.kill()  # once more does no harm
 
 
-def test_a_start_that_is_interrupted_leaves_no_process(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_is_interrupted_leaves_no_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     pids: list[int] = []
     popen = subprocess.Popen
 
@@ -76,6 +78,8 @@ def test_a_start_that_is_interrupted_leaves_no_process(start: Start, monkeypatch
         return made
 
     monkeypatch.setattr(subprocess, "Popen", note)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test process of xdist ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         start(start_s=600)
     with pytest.raises(ProcessLookupError):
