@@ -324,12 +324,14 @@ def test_an_error_of_the_caller_is_no_servers_fault(engine: Callable[..., VllmSe
     assert len(generate(one)) == 8  # type: ignore[arg-type]
 
 
-def test_a_server_is_a_teacher_too(address: str, model: RandomModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_a_teacher_too(
+    address: str, model: RandomModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """By the name of its model, as docs/rollout.md says. Random weights write no fenced template, and that is all."""
     monkeypatch.setenv("OPENAI_API_KEY", "not-needed")
     ledger = Ledger()
     config = OpenAIReflector(base_url=f"{address}/v1", model=model.path, max_new_tokens=40, max_retries=0)
-    teacher = Teacher(config, max_template_tokens=60, count_tokens=len, ledger=ledger)
+    teacher = Teacher(config, max_template_tokens=60, count_tokens=len, ledger=ledger, spent=tmp_path / "spent.json")
     teacher.check()
     example = Feedback("How many r in berry?", "There is 1.", "2", Outcome.WRONG, "1", 0.0, "stop")
     reflections = teacher.reflect([ReflectionJob("Be careful.", (example,), seed) for seed in range(2)])
