@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import default_job, grading, grpo_step, policy_loss, rollouts, template_evaluation
 from benchmarks.harness import Result, Row, measure, table
 from benchmarks.subject import MODEL_VARIABLE
+from p2o.reporting.environment import processor
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "gepa", "math-verify")
 
@@ -66,15 +67,7 @@ def _options() -> argparse.Namespace:
 def _machine(threads: int) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     when = datetime.now(UTC).strftime("%Y-%m-%d")
-    return f"{when}, {_processor()}, {threads} threads, Python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{when}, {processor()}, {threads} threads, Python {platform.python_version()}, {versions}"
 
 
 def _append(path: Path, measured: Sequence[tuple[Row, Sequence[Result]]]) -> None:
