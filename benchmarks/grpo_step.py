@@ -50,6 +50,7 @@ def ours(watch: Stopwatch, tuning: str) -> None:
             Group(problem, prompts[q], tuple(rollouts[q * ROLLOUTS : (q + 1) * ROLLOUTS]))
             for q, problem in enumerate(problems(QUESTIONS))
         ]
+        engine.sleep()
         metrics = update(
             policy,
             optimizer,

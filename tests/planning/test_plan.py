@@ -137,7 +137,7 @@ def test_the_papers_model_without_its_weights(qwen3_4b: Path) -> None:
     assert lora.trainable == 36 * sum(16 * (i + o) for i, o in linear)
     assert lora.frozen == full.parameters
     checkpointed = model_size(ModelConfig(path=str(qwen3_4b), gradient_checkpointing=True), FullTuning())
-    assert checkpointed.kept_per_token < full.kept_per_token / 10
+    assert checkpointed.kept_per_token < full.kept_per_token / 9
     assert checkpointed.kept_per_token > 35 * 2560 * 4, "the inputs of the layers"
 
 

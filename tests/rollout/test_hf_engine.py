@@ -191,6 +191,11 @@ def test_another_version_than_the_engines_is_refused(tmp_path: Path, tuning: Tun
     after = it.generate(prompts(), sampling, version=5)
     assert after != before
     assert full_logprobs(policy, prompts()[0], after[0], 1.0).tolist() == pytest.approx(after[0].logprobs, abs=1e-4)
+    it.sleep()
+    with pytest.raises(StalePolicyError, match="call sync"):
+        it.generate(prompts(), sampling, version=5)
+    it.sync(5)
+    assert it.generate(prompts(), sampling, version=5) == after
 
 
 @BOTH

@@ -87,7 +87,7 @@ def _engine(
     if isinstance(rollout, HfRollout):
         if config.gepa.variant == "self_ref" and isinstance(config.tuning, FullTuning):
             parts.append(Part("the reference model, twice", device, ALWAYS, 2 * copy))
-        parts.append(Part("the engine's copy of the weights", device, ALWAYS, copy))
+        parts.append(Part("the engine's copy of the weights", device, ROLLOUT, copy))
         rows = min(rollout.max_rows, config.policy.questions_per_round * config.policy.rollouts)
         cache = rows * sequence(config, questions) * size.cache_per_token
         parts.append(Part("keys and values", device, ROLLOUT, cache))

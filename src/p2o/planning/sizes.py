@@ -21,6 +21,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 
 from p2o.config.schema import LatentSkillModel, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.builders import ModelError, folder_of, resolve_model
+from p2o.policy.lean import keep_less
 from p2o.policy.model import DTYPES, with_adapter
 
 HUB_TIMEOUT_S = 5.0
@@ -141,6 +142,7 @@ def _on_meta(config: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig)
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
         )
+        keep_less(lm)
         if isinstance(tuning, LoraTuning):
             return cast(PreTrainedModel, with_adapter(lm, model, tuning, seed=0).get_base_model())
         return lm

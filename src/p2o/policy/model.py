@@ -22,6 +22,7 @@ from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, resolve_model, staged_folder
 from p2o.policy.layout import Segment
+from p2o.policy.lean import keep_less
 from p2o.types import derive_seed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -176,6 +177,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
     if model.attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_ATTENTION)
+    keep_less(lm)
     if model.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm

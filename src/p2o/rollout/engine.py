@@ -76,7 +76,7 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Leave the accelerator's memory to the trainer until the next call, which wakes the engine."""
+        """Leave memory to the trainer until the next :meth:`sync`; what the engine held may be gone until then."""
         ...
 
     def scalars(self) -> Mapping[str, float]:

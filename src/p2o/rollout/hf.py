@@ -73,7 +73,9 @@ class HfEngine:
         return decode.run()
 
     def sleep(self) -> None:
-        """Nothing to do: the twin's weights are needed as they are, and its cache lives for one call."""
+        """The twin is of no use once the policy moves on; the next sync makes another."""
+        self._twin = None
+        self._version = -1
 
     def scalars(self) -> Mapping[str, float]:
         """None: it computes in the trainer's process on the trainer's weights."""
