@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
 
 from p2o.config.schema import Config, HfRollout
 from p2o.planning.counts import Counts
 from p2o.policy.model import load_policy
+from p2o.policy.optimizer import adamw
 from p2o.policy.update import update
+from p2o.profile import elapsed
 from p2o.rollout.hf import HfEngine
 from p2o.rollout.prompts import PromptRenderer
 from p2o.training.data import rounds_of_epoch
@@ -28,8 +26,6 @@ from p2o.types import (
     SamplingParams,
     derive_seed,
 )
-
-T = TypeVar("T")
 
 LARGEST = 1_000_000_000
 """Parameters of a model that is still probed."""
@@ -73,14 +69,14 @@ def probe(config: Config, problems: Sequence[Problem]) -> Pace:
     ]
     limit = min(TOKENS, config.rollout.max_new_tokens)
     engine = HfEngine(policy, config.rollout)
-    _, sync = _timed(lambda: engine.sync(0))
+    _, sync = elapsed(lambda: engine.sync(0))
     sampling = SamplingParams(config.rollout.temperature, limit, config.rollout.top_p)
     engine.generate(prompts[:k], SamplingParams(config.rollout.temperature, 2), version=0)  # the first call is slow
-    made, generating = _timed(lambda: engine.generate(prompts, sampling, version=0))
+    made, generating = elapsed(lambda: engine.generate(prompts, sampling, version=0))
     engine.close()
     groups = [_group(problem, prompts[i * k].tokens, made[i * k : (i + 1) * k]) for i, problem in enumerate(asked)]
-    optimizer = torch.optim.AdamW(policy.trainable.values(), lr=config.tuning.learning_rate)
-    _, training = _timed(
+    optimizer = adamw(policy, config.tuning.learning_rate, config.policy)
+    _, training = elapsed(
         lambda: update(
             policy,
             optimizer,
@@ -115,8 +111,3 @@ def _group(problem: Problem, prompt: tuple[int, ...], made: Sequence[Generation]
         for index, generation in enumerate(made)
     ]
     return Group(problem, prompt, tuple(rollouts))
-
-
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
-    start = time.perf_counter()
-    return call(), time.perf_counter() - start

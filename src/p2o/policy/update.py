@@ -36,7 +36,7 @@ from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
 from p2o.policy.samples import TrainingSet, training_sets
 from p2o.policy.tally import Reduce, Sums, Tally, UpdateMetrics
-from p2o.reporting.profile import timed
+from p2o.profile import timed
 from p2o.types import Group, derive_seed
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from p2o.config.schema import HfRollout
 from p2o.policy.model import Policy
-from p2o.reporting.profile import timed
+from p2o.profile import timed
 from p2o.rollout.cache import RowCache
 from p2o.rollout.decoding import draw, uniforms
 from p2o.rollout.engine import Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale

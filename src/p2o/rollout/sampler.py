@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
-from p2o.reporting.profile import timed
+from p2o.profile import timed
 from p2o.rollout.engine import RolloutEngine
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer, PromptTooLongError

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from p2o.config.schema import VllmServerRollout
 from p2o.files import scratch_folder
 from p2o.policy.model import Policy
-from p2o.reporting.profile import count, timed
+from p2o.profile import count, timed
 from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.hf import stop_token_ids
 from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores

@@ -24,7 +24,7 @@ from p2o.config.schema import VllmRollout
 from p2o.files import scratch_folder
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
-from p2o.reporting.profile import count, timed
+from p2o.profile import count, timed
 from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.handover import Adapter, ModelFolder, SharedWeights, Weights
 from p2o.rollout.hf import stop_token_ids

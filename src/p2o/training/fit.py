@@ -22,9 +22,9 @@ from p2o.extensions import load_object
 from p2o.policy.losses import preset
 from p2o.policy.model import load_policy
 from p2o.policy.precision import hint_at_precision
+from p2o.profile import profiling
 from p2o.reporting import positions
 from p2o.reporting.environment import log_to, record_environment, record_overrides
-from p2o.reporting.profile import profiling
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rewards import GraderPool

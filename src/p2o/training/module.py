@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from p2o import profile
 from p2o.config.identity import digest
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
@@ -35,7 +35,7 @@ from p2o.policy.optimizer import adamw
 from p2o.policy.samples import advantages_of
 from p2o.policy.tally import UpdateMetrics
 from p2o.policy.update import update
-from p2o.reporting import json_lines, positions, profile
+from p2o.reporting import json_lines, positions
 from p2o.reporting.progress import Progress
 from p2o.reporting.reporter import Reporter
 from p2o.rollout.engine import EngineError
@@ -48,7 +48,6 @@ from p2o.training.state import RunState, Stage
 from p2o.training.stop import Stop, Stopped
 from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -114,7 +113,7 @@ class P2OModule(LightningModule):
     def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> None:
         """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
         with self._whole_rounds_saved():
-            groups, sampling_s = _timed(lambda: self.sample_groups(problems))
+            groups, sampling_s = profile.elapsed(lambda: self.sample_groups(problems))
         with self._stop.deferred():
             self._learn(groups, sampling_s)
 
@@ -122,7 +121,7 @@ class P2OModule(LightningModule):
         """The second half of a round: from here on a stop waits for the checkpoint, so that the round is not lost."""
         state = self.state
         self.sampler.engine.sleep()
-        metrics, update_s = _timed(lambda: self.update_policy(groups))
+        metrics, update_s = profile.elapsed(lambda: self.update_policy(groups))
         state.ledger.add(Phase.POLICY, seconds=update_s)
         state.policy_version += 1
         for group in groups:
@@ -421,9 +420,3 @@ class P2OModule(LightningModule):
 
     def _finished(self) -> bool:
         return self.state.epoch >= self.config.trainer.epochs or self.state.stop_reason is not None
-
-
-def _timed(call: Callable[[], T]) -> tuple[T, float]:
-    """The call's result and its wall-clock seconds."""
-    start = time.perf_counter()
-    return call(), time.perf_counter() - start

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from p2o.policy.model import Policy
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OTHER = "other"
 PROBE_SIZE = 2048
@@ -132,6 +134,12 @@ class Profile:
 
 _active: Profile | None = None
 _NOTHING = nullcontext()
+
+
+def elapsed(call: Callable[[], T]) -> tuple[T, float]:
+    """The call's result and its wall-clock seconds, whether or not anything is profiled."""
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
 
 
 def timed(name: str, *, layers: int = 0, head: int = 0) -> AbstractContextManager[None]:
