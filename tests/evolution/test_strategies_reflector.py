@@ -168,12 +168,12 @@ def test_every_kind_of_failure_and_every_cue_has_a_strategy() -> None:
 def test_a_faulty_library_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(content)
-    with pytest.raises(ReflectorError, match=f"(?s)reflector.library={path}: .*{message}"):
+    with pytest.raises(ReflectorError, match=f"(?s)reflector.strategies={path}: .*{message}"):
         Library.load(str(path))
 
 
 def test_a_library_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ReflectorError, match=r"reflector\.library=.*none\.yaml"):
+    with pytest.raises(ReflectorError, match=r"reflector\.strategies=.*none\.yaml"):
         Library.load(str(tmp_path / "none.yaml"))
 
 

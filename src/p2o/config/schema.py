@@ -338,8 +338,8 @@ class ReflectorConfig:
 @dataclass(kw_only=True)
 class StrategiesReflector(ReflectorConfig):
     kind: str = "strategies"
-    library: str | None = None
-    """YAML file of strategies, or a built-in library: strategies (null) | latent_skill."""
+    strategies: str | None = None
+    """YAML file of strategies, or a built-in one by its name: strategies (null) | latent_skill."""
 
 
 @dataclass(kw_only=True)

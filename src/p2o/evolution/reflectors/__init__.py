@@ -47,7 +47,7 @@ def build_reflector(
     """
     if gepa.variant != "self_ref":
         if isinstance(config, StrategiesReflector):
-            return strategies.StrategiesReflector(strategies.Library.load(config.library), ledger)
+            return strategies.StrategiesReflector(strategies.Library.load(config.strategies), ledger)
         if isinstance(config, CustomReflector):
             return load_object(config.factory, "reflector.factory")(config, ledger)
         if isinstance(config, OpenAIReflector):

@@ -62,7 +62,7 @@ class Library:
         try:
             return _parse(yaml.safe_load(file.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ReflectorError) as error:
-            raise ReflectorError(f"reflector.library={file}: {error}") from None
+            raise ReflectorError(f"reflector.strategies={file}: {error}") from None
 
     def odds(self, examples: Sequence[Feedback]) -> dict[Strategy, float]:
         """The strategies that speak to any of the failed examples, by what they promise: their weight for each."""
@@ -86,7 +86,7 @@ class StrategiesReflector:
     """Composes a first instruction for an empty template; adds, replaces or drops a strategy in any other."""
 
     def __init__(self, library: Library, ledger: Ledger) -> None:
-        self.library = library
+        self.known = library
         self.ledger = ledger
         self.failures: Counter[str] = Counter()
 
@@ -102,7 +102,7 @@ class StrategiesReflector:
 
     def _reflect(self, job: ReflectionJob) -> Reflection:
         rng = random.Random(job.seed)
-        odds = self.library.odds(job.examples)
+        odds = self.known.odds(job.examples)
         parts = self._parts(job.template)
         for _ in range(8):
             child = _compose(odds, rng) if not parts else _mutate(parts, odds, rng)
@@ -115,7 +115,7 @@ class StrategiesReflector:
         """The strategies that a template is made of; what is left over stays together as one ``inherited`` part."""
         rest = template
         parts = []
-        for strategy in sorted(self.library.strategies, key=lambda s: -len(s.text)):
+        for strategy in sorted(self.known.strategies, key=lambda s: -len(s.text)):
             if strategy.text in rest:
                 rest = rest.replace(strategy.text, "", 1)
                 parts.append(strategy)
