@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from benchmarks import default_job, grading, grpo_step, policy_loss, rollouts, template_evaluation
 from benchmarks.harness import Result, Row, measure, table
 from benchmarks.subject import MODEL_VARIABLE
@@ -67,7 +69,8 @@ def _options() -> argparse.Namespace:
 def _machine(threads: int) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     when = datetime.now(UTC).strftime("%Y-%m-%d")
-    return f"{when}, {processor()}, {threads} threads, Python {platform.python_version()}, {versions}"
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    return f"{when}, {machine}, {threads} threads, Python {platform.python_version()}, {versions}"
 
 
 def _append(path: Path, measured: Sequence[tuple[Row, Sequence[Result]]]) -> None:

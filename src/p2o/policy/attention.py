@@ -30,6 +30,8 @@ NAME = "p2o_segments"
 
 SIMILAR = 0.7
 """Segments share a block while the shorter one's queries and keys are at least this share of the longest's."""
+GPU_SIMILAR = 0.3
+"""On a GPU a few blocks that compute some padding are launched sooner than many that compute none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Block:
 
 def build_blocks(segments: Sequence[Segment], rows: int, device: torch.device | str = "cpu") -> tuple[Block, ...]:
     """Gather ``segments`` of a micro-batch of R = ``rows`` tokens into blocks of similar size, on ``device``."""
+    similarity = GPU_SIMILAR if torch.device(device).type == "cuda" else SIMILAR
     pending = sorted(segments, key=lambda s: (-s.length, -s.keys, s.start))
     blocks: list[Block] = []
     while pending:
@@ -53,7 +56,8 @@ def build_blocks(segments: Sequence[Segment], rows: int, device: torch.device | 
         similar = [
             s
             for s in pending
-            if s.length >= SIMILAR * longest.length and SIMILAR * longest.keys <= s.keys <= longest.keys / SIMILAR
+            if s.length >= similarity * longest.length
+            and similarity * longest.keys <= s.keys <= longest.keys / similarity
         ]
         chosen = {id(s) for s in similar}
         pending = [s for s in pending if id(s) not in chosen]

@@ -16,6 +16,8 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 CHUNK = 32
+GPU_CHUNK = 256
+"""A growing cache ends the graphs that decoding was recorded in, and a GPU reads what is hidden at little cost."""
 ATTENTION = "p2o_rows"
 
 
@@ -58,12 +60,13 @@ class RowCache(Cache):
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.origins: list[Tensor] = []
-        self._capacity = 0
+        self.capacity = 0
+        """Tokens that each row has room for."""
         self._writing: _Prefill | _Step | None = None
 
     def prefill(self, paths: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
         """The next pass computes a tree's nodes; ``rows[i]`` takes those of ``paths[i]``, in order."""
-        self._reserve(max(map(len, paths)))
+        self.reserve(max(map(len, paths)))
         entries = [
             (node, path[0], row, position)
             for path, row in zip(paths, rows, strict=True)
@@ -71,16 +74,15 @@ class RowCache(Cache):
         ]
         self._writing = _Prefill(*torch.tensor(entries, device=self.device).unbind(1))
 
-    def step(self, positions_R: Tensor, longest: int) -> Tensor:
-        """The next pass computes one token of each of the first R rows, at ``positions_R`` (at most ``longest``).
+    def step(self, positions_R: Tensor) -> Tensor:
+        """The next pass computes one token of each of the first R rows, at ``positions_R`` below the capacity.
 
         Returns the additive mask [R, 1, 1, capacity] that hides what a row has not written.
         """
-        self._reserve(longest + 1)
         rows = len(positions_R)
-        first = torch.arange(rows * self.key_heads, device=self.device) * self._capacity
+        first = torch.arange(rows * self.key_heads, device=self.device) * self.capacity
         self._writing = _Step(rows, first + positions_R.repeat_interleave(self.key_heads))
-        hidden = torch.arange(self._capacity, device=self.device) > positions_R[:, None]
+        hidden = torch.arange(self.capacity, device=self.device) > positions_R[:, None]
         mask = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device).masked_fill_(hidden, float("-inf"))
         return mask[:, None, None]
 
@@ -113,21 +115,23 @@ class RowCache(Cache):
     def _add_layer(self, key_size: int, value_size: int) -> None:
         # Zeros, not whatever the memory holds: hidden positions still meet a product.
         for tensors, length, size in (
-            (self.keys, self._capacity, key_size),
-            (self.values, self._capacity, value_size),
+            (self.keys, self.capacity, key_size),
+            (self.values, self.capacity, value_size),
             (self.origins, 1, key_size),
         ):
             shape = (self.rows, self.key_heads, length, size)
             tensors.append(torch.zeros(shape, dtype=self.dtype, device=self.device))
 
-    def _reserve(self, length: int) -> None:
-        if length <= self._capacity:
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` tokens in every row."""
+        if length <= self.capacity:
             return
-        grown = -(-length // CHUNK) * CHUNK
+        chunk = GPU_CHUNK if self.device.type == "cuda" else CHUNK
+        grown = -(-length // chunk) * chunk
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
-                tensors[i] = F.pad(tensor, (0, 0, 0, grown - self._capacity))
-        self._capacity = grown
+                tensors[i] = F.pad(tensor, (0, 0, 0, grown - self.capacity))
+        self.capacity = grown
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -18,6 +18,7 @@ from p2o.profile import timed
 from p2o.rollout.cache import RowCache
 from p2o.rollout.decoding import draw, uniforms
 from p2o.rollout.engine import Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
+from p2o.rollout.graphs import GraphedStep
 from p2o.rollout.prefix_tree import PrefixTree
 from p2o.rollout.twin import Twin
 from p2o.types import Generation, Prompt, SamplingParams
@@ -153,11 +154,12 @@ class _Decode:
             self.uniforms = uniforms([p.seed for p in prompts], sampling.max_new_tokens)
 
     def run(self) -> list[Generation]:
+        graphs = GraphedStep(self._next, self.capacity, self.device) if self.device.type == "cuda" else None
         while self.rows or self.queue:
             self._retire()
             if self.rows:
                 with timed("decode", layers=len(self.rows), head=len(self.rows)):
-                    self._step()
+                    self._step(graphs)
         return [self.results[i] for i in range(len(self.prompts))]
 
     def _retire(self) -> None:
@@ -204,22 +206,30 @@ class _Decode:
                 past_key_values=self.cache,
             )
 
-    def _step(self) -> None:
+    def _step(self, graphs: GraphedStep | None) -> None:
         """One token for every row."""
         steps = [len(row.tokens) for row in self.rows]
         lengths = [len(self.prompts[row.prompt].tokens) - 1 + n for row, n in zip(self.rows, steps, strict=True)]
         last = [row.tokens[-1] if row.tokens else self.prompts[row.prompt].tokens[-1] for row in self.rows]
-        positions_R = torch.tensor(lengths, device=self.device)
-        mask = self.cache.step(positions_R, max(lengths))
+        self.cache.reserve(max(lengths) + 1)
+        uniforms_R = self.uniforms[[row.prompt for row in self.rows], steps]
+        inputs = torch.tensor(last), torch.tensor(lengths), uniforms_R
+        if graphs is None:
+            made = self._next(*(x.to(self.device) for x in inputs))
+        else:
+            made = graphs(*inputs, self.cache.capacity)
+        self._append(*made)
+
+    def _next(self, last_R: Tensor, positions_R: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The token after each row's last one, and its log-prob."""
+        mask = self.cache.step(positions_R)
         hidden = self.twin.hidden(
-            input_ids=torch.tensor(last, device=self.device)[:, None],
+            input_ids=last_R[:, None],
             position_ids=positions_R[:, None],
             attention_mask=mask,
             past_key_values=self.cache,
         )
-        u_R = self.uniforms[[row.prompt for row in self.rows], steps].to(self.device)
-        tokens_R, logprobs_R = draw(self.twin.logits(hidden[:, 0]), u_R, self.sampling)
-        self._append(tokens_R, logprobs_R)
+        return draw(self.twin.logits(hidden[:, 0]), uniforms_R, self.sampling)
 
     def _append(self, tokens_R: Tensor, logprobs_R: Tensor) -> None:
         for row, token, logprob in zip(self.rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True):

@@ -3,13 +3,13 @@
 The twin of a linear layer with weight W and a LoRA adapter (A, B, scale s) computes [W | sB] [x ; Ax] as one product
 in the policy's arithmetic. So the adapter is neither merged into W, where rounding would lose it, nor paid for with
 separate products; filling the lower part with zeros gives the reference model from the same weights. Layers that read
-the same input (query, key and value; gate and up) are one product too.
+the same input (query, key and value; gate and up) are one product too. On a GPU frozen weights stay where they are.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,8 @@ def _weights(layer: Layer) -> _Weights:
 class _Joint(nn.Module):
     """Several linear layers of one input as one product, with their adapters."""
 
-    def __init__(self, layers: Iterable[Layer], dtype: torch.dtype) -> None:
+    def __init__(self, parts: Sequence[_Weights], dtype: torch.dtype) -> None:
         super().__init__()
-        parts = [_weights(layer) for layer in layers]
         self.dtype = dtype
         self.adapter = True
         self.sizes = [len(p.weight) for p in parts]
@@ -82,6 +81,41 @@ class _Joint(nn.Module):
         if self.down is not None:
             x = torch.cat((x, self.down(x)), -1) if self.adapter else F.pad(x, (0, self.rank))
         return self.product(x).split(self.sizes, -1)
+
+
+class _Apart(nn.Module):
+    """The same by a product for each layer, on the weights where they are.
+
+    For frozen weights on a GPU: a copy would take as much memory as the model, and :mod:`p2o.rollout.graphs` makes more
+    but smaller kernels cheap.
+    """
+
+    def __init__(self, parts: Sequence[_Weights], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.adapter = True
+        self.parts = [(p.weight.detach(), p.bias) for p in parts]
+        self.ups = [None if p.up is None else p.up.T.to(dtype) for p in parts]
+        downs = [p.down for p in parts if p.down is not None]
+        self.down = torch.cat(downs).to(dtype) if downs else None
+        self.ranks = [0 if p.down is None else len(p.down) for p in parts]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.to(self.dtype)
+        made = [F.linear(x, weight, bias) for weight, bias in self.parts]
+        if self.down is None or not self.adapter:
+            return tuple(made)
+        lows = F.linear(x, self.down).split(self.ranks, -1)
+        return tuple(
+            y if up is None else torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up).view_as(y)
+            for y, low, up in zip(made, lows, self.ups, strict=True)
+        )
+
+
+def _linear(layers: Iterable[Layer], dtype: torch.dtype) -> _Joint | _Apart:
+    parts = [_weights(layer) for layer in layers]
+    there = all(p.weight.is_cuda and p.weight.dtype is dtype and not p.weight.requires_grad for p in parts)
+    return _Apart(parts, dtype) if there else _Joint(parts, dtype)
 
 
 class _Product:
@@ -109,9 +143,9 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 class _Share(nn.Module):
-    """Stands for one linear layer of a :class:`_Joint`: the first one asked computes for all."""
+    """Stands for one of several linear layers of one input: the first one asked computes for all."""
 
-    def __init__(self, joint: _Joint, index: int, pending: dict[int, Tensor]) -> None:
+    def __init__(self, joint: _Joint | _Apart, index: int, pending: dict[int, Tensor]) -> None:
         super().__init__()
         self.joint = joint
         self.index = index
@@ -158,13 +192,13 @@ class Twin:
         swap: dict[nn.Module, nn.Module] = {}
         self._joints = []
         for group in by_input.values():
-            joint = _Joint(group, dtype)
+            joint = _linear(group, dtype)
             self._joints.append(joint)
             pending: dict[int, Tensor] = {}
             swap.update({layer: _Share(joint, i, pending) for i, layer in enumerate(group)})
         self._backbone = _clone(backbone, swap, config)
         self.key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        self._head = _Joint([lm.get_output_embeddings()], dtype)
+        self._head = _linear([lm.get_output_embeddings()], dtype)
 
     def use_adapter(self, on: bool) -> None:
         """Compute the policy, or with its adapter off the reference model."""
