@@ -190,6 +190,7 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
         (["policy.dual_clip=0.5"], "policy.dual_clip=0.5: give at least 1, or 0 for none"),
         (["tuning.dropout=1"], "tuning.dropout=1.0 must lie in [0, 1)"),
         (["rollout=vllm", "rollout.gpu_memory_utilization=1.5"], "must lie in (0, 1]"),
+        (["rollout=vllm", "trainer=gpu", "model.dtype=float32"], "use model.dtype=bfloat16, or rollout=hf"),
         (["rollout=vllm_server", "rollout.urls=[localhost:8000]"], "rollout.urls: localhost:8000 is no address"),
         (["model.attn_implementation=eager"], "policy.layout=shared_prefix needs model.attn_implementation=sdpa"),
         (["model=tiny", "model.architecture=nonsense"], "model.architecture=nonsense is none of llama, qwen3"),

@@ -44,7 +44,7 @@ pytestmark = [
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 CLOSE = 0.1 if ON_GPU else 1e-4
-"""Of two log-probs in float32: on a GPU vLLM multiplies adapters in TF32."""
+"""Of two log-probs: on a GPU vLLM takes adapters in half precision alone."""
 ROLLOUT = VllmRollout(
     max_rows=16, max_model_len=512, kv_cache_gib=0.25, probe_tolerance=10 * CLOSE, gpu_memory_utilization=0.2
 )
@@ -78,7 +78,11 @@ def train(policy: Policy, seed: int, by: float = 0.2) -> None:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmEngine]:
-    yield from running(VllmEngine(load(tiny(tmp_path_factory.mktemp("lora"), "bfloat16" if ON_GPU else "float32"), LoraTuning(r=4)), ROLLOUT))
+    yield from running(
+        VllmEngine(
+            load(tiny(tmp_path_factory.mktemp("lora"), "bfloat16" if ON_GPU else "float32"), LoraTuning(r=4)), ROLLOUT
+        )
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ build does not."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -88,6 +89,15 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Worker, Record
 
 def ask(worker: Worker) -> None:
     worker.generate([(0, (5, 6), 1)], 1.0, 1.0, 8, adapter=True)
+
+
+def test_the_engine_is_no_process_of_its_own(
+    start: Callable[..., tuple[Worker, Recorder]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU such a one was seen to live on, with all its memory, when the trainer was killed."""
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+    start()
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 def test_a_sync_wakes_the_weights_and_a_request_the_cache(start: Callable[..., tuple[Worker, Recorder]]) -> None:

@@ -87,6 +87,9 @@ def _engine(config: Config) -> Iterator[str]:
         yield f"rollout.importance_cap={rollout.importance_cap} must be at least 1"
     if isinstance(rollout, schema.VllmRollout) and not 0 < rollout.gpu_memory_utilization <= 1:
         yield f"rollout.gpu_memory_utilization={rollout.gpu_memory_utilization} must lie in (0, 1]"
+    on_gpu = isinstance(rollout, schema.VllmRollout) and config.trainer.accelerator == "gpu"
+    if on_gpu and config.tuning.kind == "lora" and config.model.dtype == "float32":
+        yield "vLLM multiplies adapters on a GPU in half precision alone: use model.dtype=bfloat16, or rollout=hf"
     if isinstance(rollout, schema.VllmServerRollout):
         yield from server_problems(rollout.urls)
         if config.tuning.kind == "full":

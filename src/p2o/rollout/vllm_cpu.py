@@ -1,4 +1,4 @@
-"""What makes vLLM's CPU build fit for the engine: its options, and two repairs. The engine runs in this process then.
+"""What makes vLLM's CPU build fit for the engine: its options, and two repairs.
 
 Imported in the process that runs vLLM alone.
 """
@@ -13,13 +13,12 @@ from torch.nn.functional import linear
 
 
 def options() -> dict[str, Any]:
-    """In this process, threads where the system puts them: that halves the time to start.
+    """Threads where the system puts them, which makes for a quick start.
 
     A prompt is prefilled in one piece, since a request with a seed of its own may not be cut there: the sampler would
     wind a generator back, which those of a CPU cannot. Only whole blocks of a prompt are shared, and the CPU's default
     of 128 tokens exceeds most prompts: with 32, groups of six with prompts of 85 tokens take 0.57 of the time.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     return {"enforce_eager": True, "enable_chunked_prefill": False, "block_size": 32}
 

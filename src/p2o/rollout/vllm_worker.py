@@ -60,6 +60,9 @@ class Worker:
     """One vLLM engine. Its public methods, but for ``context``, are the calls."""
 
     def __init__(self, options: dict[str, Any], reply: Callable[[Mapping[str, Any]], None]) -> None:
+        # The engine runs in this process. In one of its own it would outlive a trainer that is killed, and keep the
+        # GPU's memory; further processes, of tensor_parallel_size above 1, watch this one and end with it.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # What vLLM imports stays for good, so no collector need look at it: that takes a third off the time to start.
         gc.disable()
         from vllm.config.lora import MaxLoRARanks
