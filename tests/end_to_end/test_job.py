@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.config import Config
 from p2o.training.checkpoint import read_checkpoint
-from p2o.training.fit import train
+from p2o.training.fit import RunResult, train
 from p2o.training.module import P2OModule
 from p2o.training.state import Stage
 
@@ -86,14 +86,27 @@ class Interrupted(BaseException):
     """Stands for the end of the process: nothing of ours may catch it."""
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, RunResult]:
+    """By kind of tuning, the run that the resumed ones are compared with."""
+    return {}
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("at", [1, 4, 7, 10, 13])
 def test_resume_equals_no_interruption(
-    at: int, tuning: str, configure: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: int,
+    tuning: str,
+    configure: Callable[..., Config],
+    undisturbed: dict[str, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The job is stopped at its ``at``-th call of the sampler: validation, rounds and evolution all make them."""
     arguments = ("+experiment=teacher_ref", f"tuning={tuning}", *LUCKY)
-    whole = train(configure(*arguments, f"run_dir={tmp_path / 'whole'}"))
+    if tuning not in undisturbed:
+        undisturbed[tuning] = train(configure(*arguments, f"run_dir={tmp_path / 'whole'}"))
+    whole = undisturbed[tuning]
 
     calls = 0
     sample = P2OModule._sample
