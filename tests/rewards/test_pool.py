@@ -205,7 +205,7 @@ def test_workers_die_with_a_parent_that_is_killed() -> None:
     end = time.monotonic() + 10.0
     while len(workers := children(parent.pid)) < 2 and time.monotonic() < end:
         time.sleep(0.05)
-    assert len(workers) == 2, "a worker starts with its first answer, which may still wait when the last one is handed in"
+    assert len(workers) == 2, "each starts with its first answer, which may still wait when the last one is handed in"
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
