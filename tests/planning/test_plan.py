@@ -217,3 +217,14 @@ def test_a_reference_model_is_planned_where_the_engine_makes_one(
     for device, capacity in (("cpu", None), ("gpu", 80 * 2**30)):
         parts = memory.memory(config, size, Questions(8, 8, 100, True), device=device, capacity=capacity)
         assert sum(part.name.startswith("the reference model") for part in parts) == held
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_an_engine_on_a_gpu_copies_what_is_trained(
+    tuning: str, configure: Callable[..., Config], qwen3_4b: Path
+) -> None:
+    config = configure("+experiment=grpo", f"tuning={tuning}")
+    size = model_size(ModelConfig(path=str(qwen3_4b)), config.tuning)
+    for device, copied in (("cpu", size.parameters), ("gpu", size.trainable)):
+        parts = memory.memory(config, size, Questions(8, 8, 100, True), device=device, capacity=None)
+        assert [part.bytes for part in parts if part.name == "the engine's copy of the weights"] == [2 * copied]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2o.config.schema import Config, FullTuning, HfRollout, VllmRollout
+from p2o.config.schema import Config, FullTuning, HfRollout, LoraTuning, VllmRollout
 from p2o.planning.counts import Counts, Questions
 from p2o.planning.sizes import ModelSize
 from p2o.policy.head import REFERENCE_VOCABULARY
@@ -85,9 +85,12 @@ def _engine(
     rollout, copy = config.rollout, element * size.parameters
     parts = []
     if isinstance(rollout, HfRollout):
+        shared = device != "cpu"  # there frozen weights are read where they are
         if config.gepa.variant == "self_ref" and isinstance(config.tuning, FullTuning):
-            parts.append(Part("the reference model, twice", device, ALWAYS, 2 * copy))
-        parts.append(Part("the engine's copy of the weights", device, ROLLOUT, copy))
+            name, times = ("the reference model", 1) if shared else ("the reference model, twice", 2)
+            parts.append(Part(name, device, ALWAYS, times * copy))
+        copied = element * size.trainable if shared and isinstance(config.tuning, LoraTuning) else copy
+        parts.append(Part("the engine's copy of the weights", device, ROLLOUT, copied))
         rows = min(rollout.max_rows, config.policy.questions_per_round * config.policy.rollouts)
         cache = rows * sequence(config, questions) * size.cache_per_token
         parts.append(Part("keys and values", device, ROLLOUT, cache))
