@@ -28,10 +28,16 @@ def ours(watch: Stopwatch) -> None:
 
 def vllm(watch: Stopwatch) -> None:
     """vLLM as p2o drives it, its process started and warmed up before."""
+    from tempfile import TemporaryDirectory
+
+    from transformers import GenerationConfig
+
     import p2o.rollout.vllm
     from p2o.rollout.vllm import VllmEngine
 
-    config = configure("rollout=vllm")
+    without_end = TemporaryDirectory()
+    GenerationConfig().save_pretrained(without_end.name)  # the model's own names the tokens that end an answer
+    config = configure("rollout=vllm", f"+rollout.engine_args.generation_config={without_end.name}")
     policy = load(config)
     p2o.rollout.vllm.stop_token_ids = lambda _: frozenset()  # no answer ends early
     engine = VllmEngine(policy, config.rollout)  # type: ignore[arg-type]
