@@ -10,6 +10,7 @@ from test_layout import random_samples, visible
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from p2o.policy import attention
 from p2o.policy.attention import build_blocks, segment_attention
 from p2o.policy.layout import LAYOUTS, MicroBatch, Sample, Segment, micro_batches
 from p2o.policy.model import Policy
@@ -42,7 +43,11 @@ def dense(query: Tensor, key: Tensor, value: Tensor, batch: MicroBatch, scaling:
 @EVERY
 @pytest.mark.parametrize("budget", [30, 10_000])
 @pytest.mark.parametrize("seed", range(3))
-def test_values_and_gradients_are_those_of_dense_attention(layout: str, budget: int, seed: int) -> None:
+@pytest.mark.parametrize("similar", [attention.SIMILAR, attention.GPU_SIMILAR])
+def test_values_and_gradients_are_those_of_dense_attention(
+    layout: str, budget: int, seed: int, similar: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "SIMILAR", similar)
     for batch in micro_batches(random_samples(seed), layout, budget):
         leaves = inputs(batch)
         blocks = build_blocks(batch.segments, batch.input_ids.numel())

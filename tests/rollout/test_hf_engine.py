@@ -123,7 +123,8 @@ def test_bfloat16_rounds_no_more_than_the_plain_forward_pass(tmp_path: Path, tun
 )
 def test_products_apart_are_products_at_once(tmp_path: Path, tuning: TuningConfig, adapter: bool) -> None:
     """What a GPU does with frozen weights, where they are, is what the CPU does with a copy of them."""
-    attention = load(tmp_path, tuning, "qwen2" if isinstance(tuning, FullTuning) else "llama").causal_lm.model.layers[0].self_attn  # fmt: skip  # noqa: E501
+    policy = load(tmp_path, tuning, "qwen2" if isinstance(tuning, FullTuning) else "llama")  # qwen2 has biases
+    attention = policy.causal_lm.model.layers[0].self_attn
     parts = [_weights(layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     x = torch.randn(3, 2, attention.q_proj.in_features, generator=torch.Generator().manual_seed(0))
     joint, apart = _Joint(parts, torch.float32), _Apart(parts, torch.float32)

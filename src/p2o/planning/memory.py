@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2o.config.schema import Config, FullTuning, HfRollout, LoraTuning, VllmRollout
+from p2o.config.schema import Config, FullTuning, HfRollout, VllmRollout
 from p2o.planning.counts import Counts, Questions
 from p2o.planning.sizes import ModelSize
 from p2o.policy.head import REFERENCE_VOCABULARY
@@ -89,7 +89,7 @@ def _engine(
         if config.gepa.variant == "self_ref" and isinstance(config.tuning, FullTuning):
             name, times = ("the reference model", 1) if shared else ("the reference model, twice", 2)
             parts.append(Part(name, device, ALWAYS, times * copy))
-        copied = element * size.trainable if shared and isinstance(config.tuning, LoraTuning) else copy
+        copied = element * size.trainable if shared else copy
         parts.append(Part("the engine's copy of the weights", device, ROLLOUT, copied))
         rows = min(rollout.max_rows, config.policy.questions_per_round * config.policy.rollouts)
         cache = rows * sequence(config, questions) * size.cache_per_token
