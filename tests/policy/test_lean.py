@@ -52,6 +52,8 @@ def test_the_bits_are_those_of_the_layer_that_it_replaces(layer: nn.Module, dtyp
     for name, value in expected.items():
         tolerance = 0.0 if name in ("out", "x") else 1e-2 if dtype is torch.bfloat16 else 1e-6
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
+    with torch.no_grad():
+        assert torch.equal(replaced(x), expected["out"])
 
 
 def test_under_autocast_a_norm_gives_what_the_products_behind_it_would_make_of_it() -> None:

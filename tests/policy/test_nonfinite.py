@@ -56,7 +56,7 @@ def copied(policy: Policy, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [t.detach().clone() for t in (*policy.trainable.values(), *state)]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
 def test_a_skipped_step_leaves_weights_and_optimizer_as_they_were(value: float, tiny_policy: Tiny) -> None:
     policy = tiny_policy()
     optimizer = adamw(policy)

@@ -22,7 +22,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from p2o.config.schema import LatentSkillModel, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.builders import ModelError, folder_of, resolve_model
 from p2o.policy.lean import keep_less
-from p2o.policy.model import DTYPES, with_adapter
+from p2o.policy.lora import with_adapter
+from p2o.policy.model import DTYPES
 
 HUB_TIMEOUT_S = 5.0
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -100,37 +100,34 @@ class _SegmentAttention(torch.autograd.Function):
         out = query_RHD.new_zeros(rows + 1, heads * size)
         for block in blocks:
             q, k, v = _gather(block, query_RHD, key_RED, value_RED)
-            attended = _probs(block, q, k, scaling).to(v.dtype) @ v
+            attended = _probs(block, q, k, scaling) @ v
             out.index_copy_(0, block.queries.flatten(), _by_query(attended, heads))
         out_RHD = out[:rows].view(rows, heads, size)
-        ctx.save_for_backward(query_RHD, key_RED, value_RED, out_RHD)
+        ctx.save_for_backward(query_RHD, key_RED, value_RED)
         ctx.blocks, ctx.scaling = blocks, scaling
         return out_RHD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RHD: Tensor) -> tuple[Tensor | None, ...]:
-        """With P the probabilities and Δ = Σ dO·O of a query: dV = Pᵀ dO, dS = P (dO Vᵀ − Δ), dQ = dS K, dK = dSᵀ Q."""
-        query_RHD, key_RED, value_RED, out_RHD = ctx.saved_tensors
+        """With P the probabilities and s the scaling: dV = Pᵀ dO, dS = P (dO Vᵀ − Σ P dO Vᵀ), dQ = s dS K, dK = s dSᵀ Q."""
+        query_RHD, key_RED, value_RED = ctx.saved_tensors
         rows, heads, _ = query_RHD.shape
         # One more row, of zeros, is what padded queries receive: they add nothing to keys and values.
         d_out_RHD = torch.cat((grad_RHD, torch.zeros_like(grad_RHD[:1])))
-        delta_RH1 = (
-            torch.cat((out_RHD, out_RHD[:1])).mul_(d_out_RHD).sum(-1, keepdim=True, dtype=_wide(query_RHD.dtype))
-        )
         d_query = torch.zeros_like(d_out_RHD).flatten(1)
         d_key = torch.zeros_like(key_RED, dtype=_wide(key_RED.dtype))
         d_value = torch.zeros_like(d_key)
         for block in ctx.blocks:
             q, k, v = _gather(block, query_RHD, key_RED, value_RED)
             d_out = _group_queries(d_out_RHD[block.queries], k.shape[1])
-            delta = _group_queries(delta_RH1[block.queries], k.shape[1])
             probs = _probs(block, q, k, ctx.scaling)
-            d_scores = (d_out @ v.mT).to(probs.dtype).sub_(delta).mul_(probs).mul_(ctx.scaling).to(q.dtype)
+            d_scores = torch._softmax_backward_data(d_out @ v.mT, probs, -1, probs.dtype)
             d_query.index_copy_(0, block.queries.flatten(), _by_query(d_scores @ k, heads))
             d_key.index_add_(0, block.keys.flatten(), _by_key(d_scores.mT @ q).to(d_key.dtype))
-            d_value.index_add_(0, block.keys.flatten(), _by_key(probs.to(q.dtype).mT @ d_out).to(d_key.dtype))
-        return d_query[:rows].view_as(query_RHD), d_key.to(key_RED.dtype), d_value.to(value_RED.dtype), None, None
+            d_value.index_add_(0, block.keys.flatten(), _by_key(probs.mT @ d_out).to(d_key.dtype))
+        d_query = d_query[:rows].mul_(ctx.scaling).view_as(query_RHD)
+        return d_query, d_key.mul_(ctx.scaling).to(key_RED.dtype), d_value.to(value_RED.dtype), None, None
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -163,11 +160,13 @@ def _by_key(x_SELD: Tensor) -> Tensor:
 
 
 def _probs(block: Block, q: Tensor, k: Tensor, scaling: float) -> Tensor:
-    """Attention probabilities [S, E, G * C, L] in float32, from scores in the arithmetic of ``q``."""
-    scores = (q @ k.mT).to(_wide(q.dtype)).mul_(scaling)
-    queries = block.queries.shape[1]
-    scores.unflatten(2, (-1, queries)).add_(block.mask)
-    return torch.softmax(scores, -1)
+    """Attention probabilities [S, E, G * C, L] in the dtype of ``q``, the softmax itself in float32."""
+    segments, key_heads, folded, _ = q.shape
+    shape = (segments, key_heads, folded // block.mask.shape[3], *block.mask.shape[3:])
+    # The product adds to a copy of the mask: no pass of its own scales or masks the scores.
+    scores = block.mask.expand(shape).to(q.dtype, copy=True, memory_format=torch.contiguous_format)
+    scores = scores.flatten(2, 3).flatten(0, 1).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scaling)
+    return torch.softmax(scores, -1).unflatten(0, (segments, key_heads))
 
 
 def _attend(

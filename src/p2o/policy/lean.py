@@ -43,6 +43,8 @@ class LeanRMSNorm(nn.Module):
         kind = x.device.type
         casts = torch.is_autocast_enabled(kind) and x.dtype is torch.float32
         dtype = torch.get_autocast_dtype(kind) if casts else torch.promote_types(x.dtype, self.weight.dtype)
+        if not torch.is_grad_enabled():
+            return _rms_norm(x, self.weight, self.eps, dtype)[0]
         out: Tensor = _RMSNorm.apply(x, self.weight, self.eps, dtype)
         return out
 
@@ -58,7 +60,9 @@ class LeanGatedMLP(nn.Module):
         self.act_fn = parts["act_fn"]
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(_Gate.apply(self.gate_proj(x), self.up_proj(x), self.act_fn))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        gated = _Gate.apply(gate, up, self.act_fn) if torch.is_grad_enabled() else self.act_fn(gate) * up
+        out: Tensor = self.down_proj(gated)
         return out
 
 
@@ -104,13 +108,19 @@ def _same(module: nn.Module, replacement: nn.Module) -> bool:
         return False
 
 
+def _rms_norm(x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The norm, and the scale [..., 1] of each token."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (weight_D * (wide * scale).to(x.dtype)).to(dtype), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        out, scale = _rms_norm(x, weight_D, eps, dtype)
         ctx.save_for_backward(x, weight_D, scale)
-        return (weight_D * (wide * scale).to(x.dtype)).to(dtype)
+        return out
 
     @staticmethod
     @once_differentiable

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
-from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, resolve_model, staged_folder
+from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, staged_folder
 from p2o.policy.layout import Segment
 from p2o.policy.lean import keep_less
-from p2o.types import derive_seed
+from p2o.policy.lora import with_adapter
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -186,47 +186,6 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     if policy.attends_by_segments:
         _check_segments(policy)
     return policy
-
-
-def with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, seed: int) -> PeftModel:
-    """``lm`` with a fresh adapter, its weights frozen. Raises :class:`ModelError` for a target that it lacks."""
-    targets = _target_modules(lm, tuning.target_modules)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=tuning.r,
-        lora_alpha=tuning.alpha,
-        lora_dropout=tuning.dropout,
-        target_modules=targets,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("adapter", seed))
-        module = get_peft_model(lm, config, autocast_adapter_dtype=True)
-    module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
-    return leave_inputs_alone(module).eval()
-
-
-def leave_inputs_alone(module: PeftModel) -> PeftModel:
-    """Autocast already brings the adapter's weights to the activations' dtype; peft would first copy every activation
-    to float32."""
-    for layer in module.modules():
-        if hasattr(layer, "cast_input_dtype_enabled"):
-            layer.cast_input_dtype_enabled = False  # type: ignore[assignment]
-    return module
-
-
-def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
-    """Check the configured names against the model's linear layers (the head cannot carry an adapter)."""
-    if names == ["all-linear"]:
-        return "all-linear"
-    head = lm.get_output_embeddings()
-    valid = {n.rsplit(".", 1)[-1] for n, m in lm.named_modules() if isinstance(m, nn.Linear) and m is not head}
-    unknown = [n for n in names if n not in valid]
-    if unknown or not names:
-        raise ModelError(
-            f"tuning.target_modules={names}: {unknown or 'nothing'} is no linear layer of this model; "
-            f"choose all-linear or some of {', '.join(sorted(valid))}"
-        )
-    return list(names)
 
 
 @torch.no_grad()

@@ -103,8 +103,9 @@ class RowCache(Cache):
             return key, value
         assert isinstance(to, _Step)
         key = key - origins[: to.rows]
-        keys.view(-1, key.shape[-1]).index_copy_(0, to.index, key.flatten(0, 2))
-        values.view(-1, value.shape[-1]).index_copy_(0, to.index, value.flatten(0, 2))
+        # index_copy_ takes twice as long on the CPU.
+        keys.view(-1, key.shape[-1])[to.index] = key.flatten(0, 2)
+        values.view(-1, value.shape[-1])[to.index] = value.flatten(0, 2)
         return keys[: to.rows], values[: to.rows]
 
     def move(self, source: int, target: int) -> None:
