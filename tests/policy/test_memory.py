@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,3 +175,39 @@ def test_memory_that_the_operating_system_refuses(tiny_policy: Tiny) -> None:
     assert metrics.micro_batch_tokens < 10_000
     assert metrics.steps == 1
     assert_same_gradients(recorder.gradients[0], expected.gradients[0])
+
+
+KERNELS_OF_MANY_SHAPES = """
+from pathlib import Path
+import torch
+from p2o.policy.memory import keep_fewer_kernels
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+keep_fewer_kernels()
+weight = torch.ones(64, 64, dtype=torch.bfloat16)
+before = 0.0
+for rows in range(2, 600):
+    torch.nn.functional.linear(torch.ones(rows, 64, dtype=torch.bfloat16), weight)
+    before = before or resident()
+print(resident() - before)
+"""
+
+
+def kernels_mib(**environment: str) -> float:
+    variables = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    command = [sys.executable, "-c", KERNELS_OF_MANY_SHAPES]
+    return float(subprocess.run(command, env=variables | environment, check=True, capture_output=True).stdout)
+
+
+@pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this processor's products of bfloat16 are not oneDNN's",
+)
+def test_kernels_of_shapes_that_never_come_again_are_not_kept_unless_the_environment_says_so() -> None:
+    ours = kernels_mib()
+    everything = kernels_mib(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
+    assert everything > 100
+    assert ours < 0.7 * everything

@@ -24,6 +24,7 @@ from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, stag
 from p2o.policy.layout import Segment
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import with_adapter
+from p2o.policy.memory import keep_fewer_kernels
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -170,6 +171,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     """
     if model.dtype not in DTYPES:
         raise ModelError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
+    keep_fewer_kernels()
     dtype = DTYPES[model.dtype]
     if not isinstance(tuning, LoraTuning | FullTuning):
         raise ModelError(f"tuning.kind={tuning.kind}: choose lora or full")
