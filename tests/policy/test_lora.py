@@ -109,4 +109,3 @@ def test_dropout_and_absent_or_merged_adapters_are_as_peft_has_them(
         torch.manual_seed(3)
         made.append(net(x))
     torch.testing.assert_close(*made)
-

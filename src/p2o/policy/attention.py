@@ -110,7 +110,10 @@ class _SegmentAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RHD: Tensor) -> tuple[Tensor | None, ...]:
-        """With P the probabilities and s the scaling: dV = Pᵀ dO, dS = P (dO Vᵀ − Σ P dO Vᵀ), dQ = s dS K, dK = s dSᵀ Q."""
+        """With P the probabilities and s the scaling.
+
+        dV = Pᵀ dO, dS = P (dO Vᵀ − Σ P dO Vᵀ), dQ = s dS K, dK = s dSᵀ Q.
+        """
         query_RHD, key_RED, value_RED = ctx.saved_tensors
         rows, heads, _ = query_RHD.shape
         # One more row, of zeros, is what padded queries receive: they add nothing to keys and values.

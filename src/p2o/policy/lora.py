@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al., arXiv 2106.09685), by peft.
 
-An adapted layer computes x Wᵀ + s (x Aᵀ) Bᵀ with W frozen. peft's own layer makes the second summand, scales it and adds
-it, each a pass over a tensor as wide as the output, and autograd does as much again on the way back. :class:`LeanLora`
-lets the matrix product that makes the second summand add it to the first.
+An adapted layer computes x Wᵀ + s (x Aᵀ) Bᵀ with W frozen. peft's own layer makes the second summand, scales it and
+adds it, each a pass over a tensor as wide as the output, and autograd does as much again on the way back.
+:class:`LeanLora` lets the matrix product that makes the second summand add it to the first.
 
 Shapes: N tokens, K inputs, M outputs, r rank.
 """
