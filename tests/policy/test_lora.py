@@ -27,13 +27,16 @@ class Net(nn.Module):
         return out
 
 
-def adapted(*, bias: bool = True, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> tuple[Any, Any]:
+def adapted(
+    *, bias: bool = True, dtype: torch.dtype = torch.float32, dropout: float = 0.0, lora_bias: bool = False
+) -> tuple[Any, Any]:
     """The same layer as peft computes it and fused, with an adapter that says something."""
     torch.manual_seed(0)
-    config = LoraConfig(r=4, lora_alpha=12, target_modules=["layer"], lora_dropout=dropout)
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["layer"], lora_dropout=dropout, lora_bias=lora_bias)
     plain = get_peft_model(Net(bias, dtype), config)  # type: ignore[arg-type]
     layer = plain.base_model.model.layer
-    nn.init.normal_(layer.lora_B["default"].weight)
+    for parameter in layer.lora_B["default"].parameters():
+        nn.init.normal_(parameter)
     fused = copy.deepcopy(plain)
     lean_adapter(fused)
     assert type(layer) is LoraLinear
@@ -97,12 +100,14 @@ def evaluate(net: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dropout", "change"), [(0.5, leave), (0.5, evaluate), (0.0, disable), (0.0, merge)], ids=lambda x: str(x)[:18]
+    ("special", "change"),
+    [({"dropout": 0.5}, leave), ({"dropout": 0.5}, evaluate), ({"lora_bias": True}, leave), ({}, disable), ({}, merge)],
+    ids=["dropout", "evaluated", "bias", "disabled", "merged"],
 )
-def test_dropout_and_absent_or_merged_adapters_are_as_peft_has_them(
-    dropout: float, change: Callable[[Any], Any]
+def test_dropout_a_bias_and_absent_or_merged_adapters_are_as_peft_has_them(
+    special: dict[str, Any], change: Callable[[Any], Any]
 ) -> None:
-    plain, fused = (change(net) for net in adapted(dropout=dropout))
+    plain, fused = (change(net) for net in adapted(**special))
     x = torch.randn(TOKENS, INPUTS)
     made = []
     for net in (plain, fused):

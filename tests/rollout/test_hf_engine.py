@@ -134,6 +134,14 @@ def test_products_apart_are_products_at_once(tmp_path: Path, tuning: TuningConfi
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_an_adapter_with_a_bias_is_refused(tmp_path: Path) -> None:
+    """Its products would leave the bias out."""
+    policy = load(tmp_path, LoraTuning(r=4))
+    policy.causal_lm.model.layers[1].mlp.up_proj.lora_bias["default"] = True
+    with pytest.raises(TypeError, match="without a bias"):
+        HfEngine(policy, HfRollout()).sync(0)
+
+
 def test_results_depend_neither_on_order_nor_on_the_batch(tmp_path: Path) -> None:
     """Three rows at a time means queueing, refilling and closing gaps; the tokens stay the same."""
     policy = load(tmp_path, LoraTuning(r=4))

@@ -67,7 +67,7 @@ def lean_adapter(module: PeftModel) -> PeftModel:
 
 
 class LeanLora(LoraLinear):
-    """peft's linear layer with one plain adapter, fused; with anything else (dropout, none, merged) as peft has it."""
+    """peft's linear layer with one plain adapter, fused; anything else (dropout, a bias, merged) is as peft has it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = cast(nn.Linear, self.get_base_layer())
@@ -80,6 +80,7 @@ class LeanLora(LoraLinear):
             or self.lora_variant
             or len(names) != 1
             or base.weight.requires_grad
+            or self.lora_bias[names[0]]
             or (self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity))
         ):
             return super().forward(x, *args, **kwargs)

@@ -45,9 +45,10 @@ def _weights(layer: Layer) -> _Weights:
     base = _base(layer)
     if not isinstance(layer, LoraLinear):
         return _Weights(base.weight, base.bias)
-    if len(layer.active_adapters) != 1 or layer.lora_variant or layer.merged:
-        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter a layer, not {layer}")
-    (name,) = layer.active_adapters
+    names = layer.active_adapters
+    if len(names) != 1 or layer.lora_variant or layer.merged or layer.lora_bias[names[0]]:
+        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter without a bias a layer, not {layer}")
+    (name,) = names
     down: Any = layer.lora_A[name]
     up: Any = layer.lora_B[name]
     return _Weights(base.weight, base.bias, down.weight, up.weight * layer.scaling[name])
