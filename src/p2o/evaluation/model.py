@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from p2o.config.schema import LoraTuning, ModelConfig
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer
 from p2o.policy.lora import lean_adapter
+from p2o.policy.memory import keep_fewer_kernels
 from p2o.policy.model import DTYPES, Policy, check_head, load_policy
 
 ADAPTER_FILE = "adapter_config.json"
@@ -50,6 +51,7 @@ def load_judged(model: ModelConfig, *, as_adapter: bool = False) -> Policy:
 
 
 def _loaded(base: ModelConfig, adapter: Path | None) -> Policy:
+    keep_fewer_kernels()
     tokenizer = load_tokenizer(base)
     lm = load_causal_lm(base, DTYPES[base.dtype]).requires_grad_(False)
     lm = cast(PreTrainedModel, nn.Module.to(lm, "cuda" if torch.cuda.is_available() else "cpu"))
