@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, RandomModel, TuningConfig
 from p2o.policy.builders import ModelError
+from p2o.policy.head import token_logprobs
 from p2o.policy.model import Policy, load_policy
 
 BOTH = pytest.mark.parametrize("tuning", [LoraTuning(r=4), FullTuning()], ids=["lora", "full"])
@@ -52,6 +53,29 @@ def test_trained_weights_and_their_gradients_are_float32(tmp_path: Path, tuning:
     frozen = [p for p in policy.module.parameters() if not p.requires_grad]
     assert bool(frozen) == isinstance(tuning, LoraTuning)
     assert all(p.dtype == policy.dtype and p.grad is None for p in frozen)
+
+
+def test_a_tied_embedding_adds_its_rows_to_the_heads_gradient(tmp_path: Path) -> None:
+    policy = load(tmp_path, FullTuning())
+    embedding = policy.causal_lm.get_input_embeddings()
+    ids_BT = torch.tensor([[20, 21, 20, 22, 22, 20]])
+
+    def summed() -> tuple[Tensor, set[str]]:
+        """The gradient of two micro-batches, and the operations that made it."""
+        with torch.profiler.profile() as profile:
+            for ids in (ids_BT, ids_BT + 1):
+                hidden_BTD = policy.hidden_states(ids, torch.arange(6)[None], None)
+                token_logprobs(hidden_BTD[0], *policy.head(), ids[0])[0].sum().backward()
+        grad = embedding.weight.grad
+        policy.module.zero_grad()
+        return grad, {event.key for event in profile.key_averages()}
+
+    own, operations = summed()
+    embedding.sparse = False
+    expected, others = summed()
+    assert not own.is_sparse
+    torch.testing.assert_close(own, expected)
+    assert "aten::embedding_dense_backward" in others - operations
 
 
 @BOTH

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from p2o.config.schema import Config, FullTuning, HfRollout, VllmRollout
 from p2o.planning.counts import Counts, Questions
 from p2o.planning.sizes import ModelSize
-from p2o.policy.head import REFERENCE_VOCABULARY
+from p2o.policy.head import REFERENCE_VOCABULARY, block_rows
 from p2o.policy.model import DTYPES
 
 ALWAYS, ROLLOUT, UPDATE, CHECKPOINT = "always", "rollout", "update", "checkpoint"
@@ -47,7 +47,7 @@ def memory(config: Config, size: ModelSize, questions: Questions, *, device: str
         Part("AdamW's two moments", device, ALWAYS, 2 * FLOAT32 * size.trainable),
         Part("gradients", device, UPDATE, FLOAT32 * size.trainable),
         Part("activations of a micro-batch", device, UPDATE, size.kept_per_token * micro_batch(config, questions)),
-        Part("output layer's chunks", device, UPDATE, _head(config, size, element)),
+        Part("output layer's chunks", device, UPDATE, _head(config, size, device, element)),
     ]
     if isinstance(config.tuning, FullTuning) and element < FLOAT32:
         parts.append(Part(f"weights in {config.model.dtype}", device, UPDATE, element * size.parameters))
@@ -72,11 +72,15 @@ def micro_batch(config: Config, questions: Questions) -> int:
     return min(max(config.policy.micro_batch_tokens, longest), step)
 
 
-def _head(config: Config, size: ModelSize, element: int) -> int:
-    """A chunk's logits and probabilities; where the weight is trained, its copy for the arithmetic and its gradient."""
+def _head(config: Config, size: ModelSize, device: str, element: int) -> int:
+    """A chunk's logits, and a block's in float32 with their probabilities.
+
+    Where the weight is trained, its copy for the arithmetic and its gradient too.
+    """
     rows = max(1, config.policy.head_chunk_tokens * REFERENCE_VOCABULARY // max(size.vocabulary, REFERENCE_VOCABULARY))
+    logits = (element * rows + 2 * FLOAT32 * min(rows, block_rows(device))) * size.vocabulary
     weight = size.head * (element + FLOAT32) if isinstance(config.tuning, FullTuning) else 0
-    return 2 * FLOAT32 * rows * size.vocabulary + weight
+    return logits + weight
 
 
 def _engine(

@@ -10,21 +10,25 @@ The derivative by h depends on the incoming gradient by a scalar a token only. S
 probabilities are at hand and keeps D numbers a token; the backward pass needs no logits unless W itself is trained, and
 then computes them again chunk by chunk.
 
-Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk.
+Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk, B tokens of a block of it.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 REFERENCE_VOCABULARY = 65536
 """Up to this vocabulary a chunk has as many tokens as asked for; a larger one gets proportionally fewer, so that the
 memory of the chunk's logits does not grow with the vocabulary."""
+
+BLOCK = 16
+"""Rows of a chunk whose softmax is computed at once on a CPU, where its passes then find them in the cache."""
 
 SLAB = 4096
 """Rows of W whose gradient is added at once. The product for all rows is a block so large that the allocator fetches it
@@ -58,25 +62,39 @@ def token_logprobs(
     return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, rows, dtype or hidden.dtype, needs_slope)
 
 
-class _Logits:
-    """Logits and probabilities of one chunk after the other, in buffers that are allocated once."""
+def block_rows(device: str) -> int:
+    """Rows of a chunk whose softmax is computed at once on this type of device; a GPU takes all, to launch less."""
+    return BLOCK if device == "cpu" else sys.maxsize
+
+
+class _Head:
+    """Logits of one chunk after the other, and their softmax a block of rows at a time, in buffers allocated once."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, temperature: float, rows: int, dtype: torch.dtype) -> None:
         self.weight_VD = weight.detach().to(dtype)
         self.bias_V = None if bias is None else bias.detach().to(dtype)
         self.temperature = temperature
         self.accumulate = torch.promote_types(dtype, torch.float32)
-        shape = (rows, weight.shape[0])
-        self._logits = torch.empty(shape, dtype=self.accumulate, device=weight.device)
-        self._probs = torch.empty(shape, dtype=self.accumulate, device=weight.device)
+        self._logits = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
+        shape = (min(rows, block_rows(weight.device.type)), weight.shape[0])
+        self._wide = torch.empty(shape, dtype=self.accumulate, device=weight.device)
+        self._probs = torch.empty_like(self._wide)
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
+        """[C, V] before the temperature, in the dtype of the products; overwritten by the next call."""
         logits_CV = self._logits[: hidden_CD.shape[0]]
-        logits_CV.copy_(F.linear(hidden_CD, self.weight_VD, self.bias_V))
-        return logits_CV.div_(self.temperature) if self.temperature != 1.0 else logits_CV
+        if self.bias_V is None:
+            return torch.mm(hidden_CD, self.weight_VD.T, out=logits_CV)
+        return torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
 
-    def probs(self, logits_CV: Tensor) -> Tensor:
-        return torch.softmax(logits_CV, dim=-1, out=self._probs[: logits_CV.shape[0]])
+    def blocks(self, logits_CV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Of each block which rows it is, z = logits / T and the probabilities, [B, V]; overwritten by the next."""
+        for first in range(0, logits_CV.shape[0], len(self._wide)):
+            rows = slice(first, min(first + len(self._wide), logits_CV.shape[0]))
+            z_BV = self._wide[: rows.stop - first].copy_(logits_CV[rows])
+            if self.temperature != 1.0:
+                z_BV.div_(self.temperature)
+            yield rows, z_BV, torch.softmax(z_BV, dim=-1, out=self._probs[: len(z_BV)])
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -92,57 +110,64 @@ class _TokenLogprobs(torch.autograd.Function):
         dtype: torch.dtype,
         needs_slope: bool,
     ) -> tuple[Tensor, Tensor]:
-        head = _Logits(weight_VD, bias_V, temperature, min(rows, max(1, hidden_ND.shape[0])), dtype)
+        head = _Head(weight_VD, bias_V, temperature, min(rows, max(1, hidden_ND.shape[0])), dtype)
         logprobs_N = torch.empty(targets_N.shape, dtype=head.accumulate, device=hidden_ND.device)
         entropy_N = torch.empty_like(logprobs_N)
         slope_ND = torch.empty(hidden_ND.shape, dtype=dtype, device=hidden_ND.device) if needs_slope else None
         for start in range(0, hidden_ND.shape[0], rows):
-            part = slice(start, start + rows)
-            targets_C1 = targets_N[part, None]
-            logits_CV = head.logits(hidden_ND[part].to(dtype))
-            probs_CV = head.probs(logits_CV)
-            # max z − log max p is the log-sum-exp: exact, and a fraction of the cost of a pass of exponentials.
-            lse_C = logits_CV.amax(-1) - probs_CV.amax(-1).log()
-            logprobs_N[part] = logits_CV.gather(1, targets_C1)[:, 0] - lse_C
-            entropy_N[part] = lse_C - logits_CV.mul_(probs_CV).sum(-1)
+            chunk = slice(start, start + rows)
+            targets_C = targets_N[chunk]
+            logprobs_C, entropy_C = logprobs_N[chunk], entropy_N[chunk]
+            logits_CV = head.logits(hidden_ND[chunk].to(dtype))
+            for block, z_BV, probs_BV in head.blocks(logits_CV):
+                targets_B1 = targets_C[block, None]
+                # max z − log max p is the log-sum-exp: exact, and a fraction of the cost of a pass of exponentials.
+                lse_B = z_BV.amax(-1) - probs_BV.amax(-1).log()
+                logprobs_C[block] = z_BV.gather(1, targets_B1)[:, 0] - lse_B
+                entropy_C[block] = lse_B - z_BV.mul_(probs_BV).sum(-1)
+                if slope_ND is not None:
+                    # The target's own share is left out of the product and added exactly: for a confident token the
+                    # two nearly cancel, and their difference would drown in the rounding of ``dtype``.
+                    logits_CV[block] = probs_BV.scatter_(1, targets_B1, 0.0)
             if slope_ND is not None:
-                rest_C1 = -torch.expm1(logprobs_N[part, None])
-                # The target's own share is left out of the product and added exactly: for a confident token the two
-                # nearly cancel, and their difference would drown in the rounding of ``dtype``.
-                others_CD = probs_CV.scatter_(1, targets_C1, 0.0).to(dtype) @ head.weight_VD
-                slope_ND[part] = (rest_C1 * head.weight_VD[targets_C1[:, 0]] - others_CD) / temperature
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, slope_ND)
-        ctx.temperature, ctx.rows, ctx.dtype = temperature, rows, dtype
+                rest_C1 = -torch.expm1(logprobs_C[:, None])
+                others_CD = logits_CV @ head.weight_VD
+                slope_ND[chunk] = (rest_C1 * head.weight_VD[targets_C] - others_CD) / temperature
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, slope_ND)
+        ctx.rows = rows
+        ctx.head = head if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
         ctx.mark_non_differentiable(entropy_N)
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, targets_N, slope_ND = ctx.saved_tensors
+        hidden_ND, weight_VD, targets_N, slope_ND = ctx.saved_tensors
         grad_hidden = (grad_N[:, None] * slope_ND).to(hidden_ND.dtype) if ctx.needs_input_grad[0] else None
         grad_weight, grad_bias = None, None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            grad_weight, grad_bias = _head_gradients(ctx, grad_N, hidden_ND, weight_VD, bias_V, targets_N)
+        if ctx.head is not None:
+            total_VD, grad_bias = _head_gradients(ctx.head, ctx.rows, grad_N, hidden_ND, targets_N)
+            grad_weight = total_VD.to(weight_VD.dtype)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _head_gradients(
-    ctx: Any, grad_N: Tensor, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor
+    head: _Head, rows: int, grad_N: Tensor, hidden_ND: Tensor, targets_N: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of W and b, summed over the chunks in float32 from logits that are computed again."""
-    head = _Logits(weight_VD, bias_V, ctx.temperature, min(ctx.rows, max(1, hidden_ND.shape[0])), ctx.dtype)
-    total_VD = torch.zeros(weight_VD.shape, dtype=head.accumulate, device=weight_VD.device)
-    total_V = None if bias_V is None else torch.zeros(bias_V.shape, dtype=head.accumulate, device=bias_V.device)
-    for start in range(0, hidden_ND.shape[0], ctx.rows):
-        part = slice(start, start + ctx.rows)
-        hidden_CD = hidden_ND[part].to(ctx.dtype)
-        scale_C1 = grad_N[part, None] / ctx.temperature
-        grad_CV = head.probs(head.logits(hidden_CD)).mul_(-scale_C1)
-        grad_CV.scatter_add_(1, targets_N[part, None], scale_C1)
-        share_CV = grad_CV.to(ctx.dtype)
+    total_VD = torch.zeros_like(head.weight_VD, dtype=head.accumulate)
+    total_V = None if head.bias_V is None else torch.zeros_like(head.bias_V, dtype=head.accumulate)
+    for start in range(0, hidden_ND.shape[0], rows):
+        chunk = slice(start, start + rows)
+        hidden_CD, targets_C = hidden_ND[chunk].to(head.weight_VD.dtype), targets_N[chunk]
+        scale_C = grad_N[chunk] / head.temperature
+        grad_CV = head.logits(hidden_CD)
+        for block, _, probs_BV in head.blocks(grad_CV):
+            scale_B1 = scale_C[block, None]
+            grad_BV = probs_BV.mul_(-scale_B1).scatter_add_(1, targets_C[block, None], scale_B1)
+            if total_V is not None:
+                total_V += grad_BV.sum(0)
+            grad_CV[block] = grad_BV
         for first in range(0, total_VD.shape[0], SLAB):
-            total_VD[first : first + SLAB] += share_CV[:, first : first + SLAB].T @ hidden_CD
-        if total_V is not None:
-            total_V += grad_CV.sum(0)
-    return total_VD.to(weight_VD.dtype), None if total_V is None else total_V.to(weight_VD.dtype)
+            total_VD[first : first + SLAB] += grad_CV[:, first : first + SLAB].T @ hidden_CD
+    return total_VD, total_V

@@ -183,6 +183,11 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     if model.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
+    embedding: Any = lm.get_input_embeddings()
+    if embedding.weight is lm.get_output_embeddings().weight:
+        # Where it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
+        # added to it, without a second table as large as the vocabulary.
+        embedding.sparse = True
     policy = Policy(module, tokenizer, dtype, model)
     check_head(policy)
     if policy.attends_by_segments:
