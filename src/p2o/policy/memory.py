@@ -7,7 +7,6 @@ Each rank repeats its own steps; ranks meet after the last micro-batch only.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -59,17 +58,6 @@ def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(message in str(error) for message in CPU_MESSAGES)
-
-
-def return_freed() -> None:
-    """Hand freed blocks of the heap back to the system, where the C library can (glibc; elsewhere nothing happens).
-
-    Gradients of whole weights that arise among the activations of a first micro-batch leave holes that fit none of a
-    second one's. Taking the memory again costs page faults: about 0.5 s a step of 135 million weights.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def keep_fewer_kernels() -> None:

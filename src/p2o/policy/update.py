@@ -30,7 +30,7 @@ from p2o.policy.distillation import kept_tokens, old_logprobs
 from p2o.policy.head import token_logprobs
 from p2o.policy.layout import MicroBatch, micro_batches
 from p2o.policy.losses import preset
-from p2o.policy.memory import TokenBudget, must_fit, return_freed
+from p2o.policy.memory import TokenBudget, must_fit
 from p2o.policy.mismatch import OFF, Truncation, importance_weights
 from p2o.policy.model import Policy
 from p2o.policy.nonfinite import NonFiniteError
@@ -204,8 +204,6 @@ def _accumulate(
                 loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
                 with timed("backward", layers=rows, head=targets):
                     backward(loss)
-            if not policy.lora and policy.device.type == "cpu":
-                return_freed()
             total.add(sums)
             tally.micro_batch(batch)
         return total
