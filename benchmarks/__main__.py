@@ -18,7 +18,7 @@ import torch
 from benchmarks import default_job, grading, grpo_step, policy_loss, rollouts, template_evaluation
 from benchmarks.harness import Result, Row, measure, table
 from benchmarks.subject import MODEL_VARIABLE
-from p2o.reporting.environment import processor
+from p2o.environment import processor
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "gepa", "math-verify")
 

@@ -22,9 +22,9 @@ TRL_BATCHES = (48, 12)
 
 def ours(watch: Stopwatch, tuning: str) -> None:
     """Rollouts, update and the engine's taking over of the new weights."""
+    from p2o.algorithm.policy_step import update
     from p2o.policy.optimizer import adamw
-    from p2o.policy.update import update
-    from p2o.rollout.hf import HfEngine
+    from p2o.rollout.hf.hf_engine import HfEngine
     from p2o.types import Grade, Group, Outcome, Prompt, Rollout, SamplingParams, derive_seed
 
     config = configure(f"tuning={tuning}")

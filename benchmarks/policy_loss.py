@@ -20,7 +20,7 @@ LARGE_VOCABULARY = 152_064
 
 def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = False) -> None:
     """The update without an optimizer's step, on whole groups."""
-    from p2o.policy.update import update
+    from p2o.algorithm.policy_step import update
 
     config = configure(f"model.gradient_checkpointing={checkpointing}")
     policy = load(config)
@@ -47,7 +47,7 @@ def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = 
 def full_logits(watch: Stopwatch, everywhere: bool, vocabulary: int | None = None) -> None:
     import torch
 
-    from p2o.policy.samples import training_sets
+    from p2o.algorithm.samples import training_sets
 
     config = configure()
     policy = load(config)

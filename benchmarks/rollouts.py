@@ -16,7 +16,7 @@ NEW_TOKENS = 128
 
 
 def ours(watch: Stopwatch) -> None:
-    from p2o.rollout.hf import HfEngine
+    from p2o.rollout.hf.hf_engine import HfEngine
 
     config = configure()
     policy = load(config)

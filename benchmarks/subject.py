@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from p2o.config import Config, load_config, register_schemas
-from p2o.config.launcher import register_launcher
+from p2o.launcher import register_launcher
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy, load_policy
 from p2o.rewards import GraderPool

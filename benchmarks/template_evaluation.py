@@ -36,7 +36,7 @@ def ours(watch: Stopwatch) -> None:
 
     from p2o.evolution.adapter import COMPONENT, TemplateAdapter
     from p2o.evolution.journal import Journal
-    from p2o.rollout.hf import HfEngine
+    from p2o.rollout.hf.hf_engine import HfEngine
     from p2o.rollout.ledger import Ledger
     from p2o.rollout.sampler import Sampler
     from p2o.types import Phase, SamplingParams

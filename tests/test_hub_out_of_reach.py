@@ -17,7 +17,7 @@ from p2o.config.schema import HubData, ModelConfig
 from p2o.policy.builders import ModelError, load_tokenizer
 from p2o.tasks import DataError
 from p2o.tasks.hub import open_dataset
-from p2o.training.quiet import quiet_libraries
+from p2o.logs import quiet_libraries
 
 logging.basicConfig(format="%(message)s")
 quiet_libraries()

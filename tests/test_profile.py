@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from p2o import profile as profile_module
+from p2o.algorithm.policy_step import update
 from p2o.config.schema import DistillationConfig, HfRollout, LoraTuning, PolicyConfig, RandomModel
 from p2o.policy.model import Policy, load_policy
-from p2o.policy.update import update
 from p2o.profile import OTHER, count, profiling, report, timed
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.types import Grade, Group, Outcome, Problem, Prompt, Rollout, SamplingParams
 
 

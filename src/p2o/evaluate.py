@@ -33,8 +33,8 @@ def main(composed: DictConfig) -> None:
     from p2o.policy.builders import ModelError
     from p2o.rewards import RewardError
     from p2o.rollout.engine import EngineError
+    from p2o.run_folder import RunFolderError
     from p2o.tasks import DataError
-    from p2o.training.run_folder import RunFolderError
 
     try:
         results = evaluate(config)

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from p2o.command import refuse, run_command
 from p2o.config import Config, register_schemas
-from p2o.config.launcher import register_launcher
 from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkillModel, RewardConfig
+from p2o.launcher import register_launcher
 from p2o.types import Phase, Problem, Request, SamplingParams, derive_seed
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) ->
     """
     from p2o.policy.model import load_policy
     from p2o.rewards import GraderPool
-    from p2o.rollout.hf import HfEngine
+    from p2o.rollout.hf.hf_engine import HfEngine
     from p2o.rollout.ledger import Ledger
     from p2o.rollout.prompts import PromptRenderer
     from p2o.rollout.sampler import Sampler
@@ -148,9 +148,9 @@ def main(composed: DictConfig) -> None:
     model, data = OmegaConf.to_object(composed.model), OmegaConf.to_object(composed.data)
     if not isinstance(model, LatentSkillModel) or not isinstance(data, LatentSkillData):
         refuse("p2o.pretrain makes the testbed's model: give model=latent_skill data=latent_skill")
+    from p2o.logs import quiet_libraries
     from p2o.policy.builders import ModelError, resolve_model
     from p2o.tasks import DataError
-    from p2o.training.quiet import quiet_libraries
 
     quiet_libraries()
     try:

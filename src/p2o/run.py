@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from p2o.command import refuse, run_command
 from p2o.config import Config, ConfigError, load_config, register_schemas
-from p2o.config.launcher import register_launcher
+from p2o.launcher import register_launcher
 
 register_schemas()
 register_launcher()
@@ -22,7 +22,7 @@ def main(composed: DictConfig) -> float | None:
     except ConfigError as error:
         refuse(f"The configuration cannot run:\n{error}")
     # Heavy imports wait until the configuration is known to be good.
-    from p2o.training.launch import launch
+    from p2o.launch import launch
 
     return launch(config, list(HydraConfig.get().overrides.task))
 

@@ -59,6 +59,27 @@ class Template:
     def id(self) -> str:
         return template_id(self.text)
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "text": self.text,
+            "parents": list(self.parents),
+            "epoch": self.epoch,
+            "dev_score": self.dev_score,
+            "covers": sorted(self.covers),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Template:
+        """The inverse of :meth:`to_json`; the id follows from the text."""
+        return cls(
+            text=value["text"],
+            parents=tuple(value["parents"]),
+            epoch=value["epoch"],
+            dev_score=value["dev_score"],
+            covers=frozenset(value["covers"]),
+        )
+
 
 def template_id(text: str) -> str:
     """Stable id of a template: a digest of its text, ``"plain"`` for the empty one."""
@@ -171,6 +192,21 @@ class Assignment:
         """The K template texts of a question; all empty (plain) where it has no assignment."""
         ids = self.by_problem.get(problem_id)
         return tuple(self.templates[i].text if i != PLAIN else "" for i in ids) if ids else ("",) * k
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "templates": [template.to_json() for template in self.templates.values()],
+            "by_problem": {problem_id: list(ids) for problem_id, ids in self.by_problem.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Assignment:
+        """The inverse of :meth:`to_json`."""
+        templates = [Template.from_json(template) for template in value["templates"]]
+        return cls(
+            {template.id: template for template in templates},
+            {problem_id: tuple(ids) for problem_id, ids in value["by_problem"].items()},
+        )
 
 
 def derive_seed(*parts: object) -> int:

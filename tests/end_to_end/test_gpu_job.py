@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from p2o.algorithm.module import P2OModule
+from p2o.algorithm.state import Stage
 from p2o.config import Config
-from p2o.training.fit import train
-from p2o.training.module import P2OModule
-from p2o.training.state import Stage
+from p2o.job import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -14,11 +14,11 @@ from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from p2o.algorithm.module import P2OModule
+from p2o.algorithm.state import Stage
+from p2o.callbacks.checkpoint import read_checkpoint
 from p2o.config import Config
-from p2o.training.checkpoint import read_checkpoint
-from p2o.training.fit import RunResult, train
-from p2o.training.module import P2OModule
-from p2o.training.state import Stage
+from p2o.job import RunResult, train
 
 CONF = Path(__file__).parents[2] / "conf"
 EXPERIMENTS = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - {"grpo_equal_tokens"})

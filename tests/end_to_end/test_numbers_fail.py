@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from p2o import job as fit
+from p2o.algorithm.state import Stage
+from p2o.callbacks.checkpoint import read_checkpoint
 from p2o.config import Config
+from p2o.launch import launch
 from p2o.policy.model import Policy
-from p2o.training import fit
-from p2o.training.checkpoint import read_checkpoint
-from p2o.training.launch import launch
-from p2o.training.state import Stage
 
 LUCKY = (
     "+experiment=grpo",

@@ -26,9 +26,9 @@ from p2o.evaluation.results import RESULTS
 from p2o.evaluation.table import tables
 from p2o.policy.builders import ModelError
 from p2o.policy.model import Policy, load_policy
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
+from p2o.run_folder import RunFolderError
 from p2o.tasks import DataError
-from p2o.training.run_folder import RunFolderError
 from p2o.types import Problem, Prompt, SamplingParams, derive_seed, template_id
 
 Configure = Callable[..., EvaluateConfig]

@@ -20,9 +20,9 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from p2o.callbacks.checkpoint import read_checkpoint
 from p2o.config import Config, load_config
-from p2o.training.checkpoint import read_checkpoint
-from p2o.training.fit import RunResult, train
+from p2o.job import RunResult, train
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ["grpo", "grpo_n12", "teacher_ref", "self_ref", "no_distillation", "same_template", "tau_1", "tau_4"]

@@ -13,6 +13,8 @@ from transformers import Qwen3Config
 
 from p2o.config import Config
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, RandomModel
+from p2o.job import train
+from p2o.launch import launch
 from p2o.planning import make_plan, memory, render
 from p2o.planning.counts import Questions
 from p2o.planning.memory import Part
@@ -20,8 +22,6 @@ from p2o.planning.sizes import model_size
 from p2o.policy.attention import build_blocks
 from p2o.policy.layout import Segment
 from p2o.policy.model import Policy, load_policy
-from p2o.training.fit import train
-from p2o.training.launch import launch
 from p2o.types import Phase
 
 TINY = ("debug=tiny", "trainer.threads=1", "trainer.progress=false", "logger=off")

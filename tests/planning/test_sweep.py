@@ -11,8 +11,8 @@ import pytest
 from omegaconf import DictConfig
 
 from p2o.config import Config
+from p2o.launch import plan_jobs
 from p2o.planning import make_plan, render_sweep, variants
-from p2o.training.launch import plan_jobs
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ["grpo", "grpo_n12", "teacher_ref", "self_ref", "no_distillation", "same_template", "tau_1", "tau_4"]

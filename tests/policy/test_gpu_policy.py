@@ -8,11 +8,11 @@ import pytest
 import torch
 from groups import Recorder, assert_same_gradients, mixed_groups
 
+from p2o.algorithm.policy_step import update
 from p2o.config.schema import DistillationConfig, HfRollout, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.model import Policy
-from p2o.policy.update import update
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.types import Generation, Prompt, SamplingParams
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

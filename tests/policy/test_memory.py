@@ -17,12 +17,12 @@ import torch
 from groups import LETTERS, Recorder, assert_same_gradients, group, mixed_groups, rollout
 from torch import Tensor, nn
 
+from p2o.algorithm.policy_step import update
+from p2o.algorithm.update_metrics import UpdateMetrics
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.memory import OutOfMemoryError
 from p2o.policy.model import Policy
-from p2o.policy.tally import UpdateMetrics
-from p2o.policy.update import update
 
 Tiny = Callable[..., Policy]
 MASK = DistillationConfig(kind="mask", low=0.6, high=1.7)

@@ -17,7 +17,7 @@ from p2o.policy.builders import load_causal_lm, load_tokenizer, resolve_model
 from p2o.policy.model import load_policy
 from p2o.policy.pretraining import pretrain, word_tokenizer
 from p2o.pretrain import KINDS, examples_table, plain_success, skill_rates
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.rollout.prompts import PromptRenderer
 from p2o.tasks import DataError
 from p2o.tasks.latent_skill import WORDS

@@ -29,8 +29,8 @@ import reasoning_gym  # noqa: F401
 from hydra import compose, initialize_config_module
 
 from p2o.config import Config, load_config, register_schemas
-from p2o.config.launcher import register_launcher
-from p2o.training.launch import launch
+from p2o.launch import launch
+from p2o.launcher import register_launcher
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

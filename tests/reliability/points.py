@@ -14,21 +14,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from p2o import json_lines
+from p2o.algorithm import module
+from p2o.algorithm.module import P2OModule
+from p2o.callbacks import checkpoint
+from p2o.callbacks.checkpoint import CheckpointStore
 from p2o.evolution.adapter import TemplateAdapter
 from p2o.evolution.journal import Journal
 from p2o.evolution.proposals import TemplateReflection
 from p2o.evolution.reflectors.strategies import StrategiesReflector
 from p2o.policy.model import Policy
-from p2o.reporting import json_lines, reporter
+from p2o.reporting import reporter
 from p2o.reporting.reporter import Reporter
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.rewards.pool import GraderPool
 from p2o.rollout.engine import EngineError
-from p2o.rollout.hf import HfEngine, _Decode
+from p2o.rollout.hf.hf_engine import HfEngine, _Decode
 from p2o.rollout.sampler import Sampler
-from p2o.training import checkpoint, module
-from p2o.training.checkpoint import CheckpointStore
-from p2o.training.module import P2OModule
 
 Strike = Callable[[], None]
 

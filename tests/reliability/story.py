@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from p2o.training.checkpoint import read_checkpoint
+from p2o.callbacks.checkpoint import read_checkpoint
 
 OF_THE_CLOCK = ("time/", "final/seconds", "_hparams_", "hparams")
 

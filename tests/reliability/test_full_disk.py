@@ -11,7 +11,7 @@ import pytest
 from lives import Driver
 from story import differing, story
 
-from p2o.training.checkpoint import read_checkpoint
+from p2o.callbacks.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.timeout(600)
 

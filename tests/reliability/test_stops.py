@@ -14,8 +14,8 @@ import pytest
 from lives import JOB, Driver, environment
 from story import differing, story
 
-from p2o.training.checkpoint import read_checkpoint
-from p2o.training.stop import Stop, Stopped
+from p2o.callbacks.checkpoint import read_checkpoint
+from p2o.callbacks.stop import Stop, Stopped
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,8 +106,8 @@ def test_other_threads_may_go_on_and_the_run_says_what_that_means(driver: Driver
     life = driver.live(run_dir)
     assert life.code == 0
     log = (run_dir / "log.txt").read_text()
-    assert "the run goes on with other means (threads 2 → 1): its bits may differ" in log
-    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.means["threads"] == "1"
+    assert "the run continues on another platform (threads 2 → 1): its bits may differ" in log
+    assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.platform["threads"] == "1"
 
 
 def test_a_signal_waits_for_what_is_deferred() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from p2o.algorithm.policy_step import UpdateMetrics
+from p2o.algorithm.state import EpochSummary, RunState, Stage
 from p2o.config import Config
 from p2o.evolution.gepa_phase import Evolution
-from p2o.policy.update import UpdateMetrics
 from p2o.reporting.reporter import Reporter
-from p2o.training.run_folder import open_run_folder
-from p2o.training.state import EpochSummary, RunState, Stage
+from p2o.run_folder import open_run_folder
 from p2o.types import PLAIN, Assignment, Grade, Group, Outcome, Phase, Problem, Rollout, Template
 
 OUTCOMES = {

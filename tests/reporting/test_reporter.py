@@ -12,13 +12,13 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
+from p2o import json_lines
+from p2o.algorithm.state import EpochSummary, RunState, Stage
 from p2o.config import Config
-from p2o.reporting import json_lines
-from p2o.reporting.environment import record_overrides
+from p2o.environment import record_overrides
+from p2o.logs import TERMINAL
 from p2o.reporting.reporter import Reporter, epoch_line
-from p2o.reporting.terminal import TERMINAL
-from p2o.training.run_folder import open_run_folder
-from p2o.training.state import EpochSummary, RunState, Stage
+from p2o.run_folder import open_run_folder
 from p2o.types import Group, template_id
 
 Play = Callable[..., Any]

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from p2o.algorithm.state import EpochSummary
 from p2o.reporting.scalars import LAYOUT, epoch_scalars, ledger_scalars, round_scalars
 from p2o.rollout.ledger import Ledger
-from p2o.training.state import EpochSummary
 from p2o.types import Group, Phase
 
 

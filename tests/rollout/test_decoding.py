@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2o.rollout.decoding import BLOCK, draw, uniforms
+from p2o.rollout.hf.token_sampling import BLOCK, draw, uniforms
 from p2o.types import SamplingParams
 
 ALL_BUT_ONE = 1 - 2**-24

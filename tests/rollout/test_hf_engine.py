@@ -14,8 +14,8 @@ from p2o.config.schema import FullTuning, HfRollout, LoraTuning, ModelConfig, Ra
 from p2o.policy.builders import byte_tokenizer
 from p2o.policy.model import Policy, load_policy
 from p2o.rollout.engine import StalePolicyError
-from p2o.rollout.hf import HfEngine
-from p2o.rollout.twin import _Apart, _Joint, _weights
+from p2o.rollout.hf.decoding_model import _Apart, _Joint, _weights
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.types import Generation, Prompt, SamplingParams
 
 LENGTHS = (5, 1, 40, 17, 17, 2, 33, 40)

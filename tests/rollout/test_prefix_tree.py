@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from p2o.rollout.prefix_tree import PrefixTree
+from p2o.rollout.hf.prefix_tree import PrefixTree
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from p2o.config.schema import HfRollout, LoraTuning, RandomModel, RewardConfig
 from p2o.policy.model import load_policy
 from p2o.rewards import GraderPool
 from p2o.rollout.engine import StalePolicyError
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer, PromptTooLongError
 from p2o.rollout.sampler import Sampler

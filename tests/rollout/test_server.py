@@ -28,13 +28,13 @@ from p2o.config import Config
 from p2o.config.schema import LoraTuning, OpenAIReflector, RandomModel, VllmServerRollout
 from p2o.evolution.reflectors import Feedback, ReflectionJob
 from p2o.evolution.reflectors.openai import OpenAIReflector as Teacher
+from p2o.job import train as run_job
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
 from p2o.rollout.engine import EngineError, StalePolicyError
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.probe import ProbeError
 from p2o.rollout.server import VllmServerEngine
-from p2o.training.fit import train as run_job
 from p2o.types import Outcome, Phase, Prompt, SamplingParams
 
 pytestmark = [

@@ -32,7 +32,7 @@ from p2o.policy.model import Policy, load_policy
 from p2o.rollout import handover, vllm
 from p2o.rollout.engine import EngineError, StalePolicyError
 from p2o.rollout.handover import Weights
-from p2o.rollout.hf import stop_token_ids
+from p2o.rollout.hf.hf_engine import stop_token_ids
 from p2o.rollout.probe import ProbeError
 from p2o.rollout.vllm import VllmEngine, shares_memory
 from p2o.types import Generation, Prompt, SamplingParams

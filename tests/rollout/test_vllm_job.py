@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from p2o.config import Config
+from p2o.launch import launch
 from p2o.rollout.vllm import VllmEngine
-from p2o.training.launch import launch
 from p2o.types import Prompt
 
 pytestmark = [

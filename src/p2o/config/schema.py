@@ -174,7 +174,7 @@ class RolloutConfig:
     max_new_tokens: int = 64
     importance: str = "off"
     """off | token | sequence: truncated importance sampling, which corrects for an engine whose log-probs differ from
-    the trainer's; see p2o.policy.mismatch."""
+    the trainer's; see p2o.algorithm.importance."""
     importance_cap: float = 2.0
 
 
@@ -251,7 +251,7 @@ class CustomRollout(RolloutConfig):
 @dataclass(kw_only=True)
 class PolicyConfig:
     loss: str = "grpo"
-    """grpo | dr_grpo | dapo: presets of the losses' parts, or the dotted name of one's own, see p2o.policy.losses."""
+    """grpo | dr_grpo | dapo: presets or the dotted name of a custom loss, see p2o.algorithm.losses."""
     rollouts: int = 6
     """K, the size of a group."""
     questions_per_round: int = 8

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from p2o import json_lines
 from p2o.evaluation.benchmarks import Benchmark
 from p2o.evaluation.protocol import Protocol
-from p2o.reporting import json_lines
-from p2o.training.run_folder import RunFolderError
+from p2o.run_folder import RunFolderError
 from p2o.types import Request, Rollout, derive_seed, template_id
 
 TOO_LONG = "too_long"

@@ -14,6 +14,7 @@ import torch
 
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import VllmServerRollout
+from p2o.environment import record_environment
 from p2o.evaluation.answers import AnswerLog, Row, answered, requests_of, too_long
 from p2o.evaluation.benchmarks import Benchmark, load_benchmarks
 from p2o.evaluation.model import load_judged
@@ -23,18 +24,17 @@ from p2o.evaluation.results import RESULTS, Other, SetResult, average, judge_set
 from p2o.evaluation.statistics import Resampling
 from p2o.evaluation.template import read_template
 from p2o.files import write_json
+from p2o.logs import log_to, quiet_libraries
 from p2o.policy.builders import ModelError
 from p2o.policy.model import Policy
 from p2o.policy.precision import hint_at_precision
-from p2o.reporting.environment import log_to, record_environment
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
-from p2o.rollout.hf import context_length
+from p2o.rollout.hf.hf_engine import context_length
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
-from p2o.training.quiet import quiet_libraries
-from p2o.training.run_folder import run_folder
+from p2o.run_folder import run_folder
 from p2o.types import Phase, SamplingParams, derive_seed, template_id
 
 log = logging.getLogger(__name__)

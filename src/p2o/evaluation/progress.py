@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from p2o.reporting.terminal import TERMINAL
+from p2o.logs import TERMINAL
 
 
 class EvaluationProgress:

@@ -19,7 +19,6 @@ from gepa.gepa_utils import find_dominator_programs
 
 from p2o.config.schema import GepaConfig
 from p2o.evolution.adapter import COMPONENT, Evaluate, Questions, TemplateAdapter
-from p2o.evolution.assignment import template_to_json
 from p2o.evolution.journal import Journal
 from p2o.evolution.proposals import Acceptance, Allowance, ParentSampling, TemplateReflection
 from p2o.evolution.reflectors import Reflector
@@ -77,7 +76,7 @@ class Evolution:
         """The evolution as JSON, for ``pool.json``."""
         value = {name: getattr(self, name) for name in self.__slots__}
         return value | {
-            "pool": [template_to_json(template) for template in self.pool],
+            "pool": [template.to_json() for template in self.pool],
             "front": [template.id for template in self.front],
             "rejected": dict(self.rejected),
             "failures": dict(self.failures),

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from p2o.config.schema import Config, HfRollout, HubData, OpenAIReflector, VllmRollout
+from p2o.job import within_context
+from p2o.logs import quiet_libraries
 from p2o.planning import memory
 from p2o.planning.counts import Counts, Questions, count
 from p2o.planning.memory import Part
@@ -20,8 +22,6 @@ from p2o.planning.sizes import ModelSize, installed_memory, model_size
 from p2o.policy.builders import ModelError, folder_of, load_tokenizer
 from p2o.rollout.prompts import PromptRenderer
 from p2o.tasks import load_problems
-from p2o.training.fit import within_context
-from p2o.training.quiet import quiet_libraries
 from p2o.types import Problem
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from p2o.algorithm.policy_step import update
 from p2o.config.schema import Config, HfRollout
 from p2o.planning.counts import Counts
 from p2o.policy.model import load_policy
 from p2o.policy.optimizer import adamw
-from p2o.policy.update import update
 from p2o.profile import elapsed
-from p2o.rollout.hf import HfEngine
+from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.rollout.prompts import PromptRenderer
-from p2o.training.data import rounds_of_epoch
+from p2o.rounds import rounds_of_epoch
 from p2o.types import (
     PLAIN,
     Generation,

@@ -1,7 +1,8 @@
 """The memory of a micro-batch: when it runs out, the token budget is halved and the step begun again.
 
-A step's gradient does not depend on how its samples are split (:mod:`p2o.policy.update`), so a repeated step gives what
-an undisturbed one would have given, up to rounding. The lower budget stays: what did not fit once will not fit later.
+A step's gradient does not depend on how its samples are split (:mod:`p2o.algorithm.policy_step`), so a repeated step
+gives what an undisturbed one would have given, up to rounding. The lower budget stays: what did not fit once will not
+fit later.
 Each rank repeats its own steps; ranks meet after the last micro-batch only.
 """
 

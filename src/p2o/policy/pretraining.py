@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from p2o.config.schema import LatentSkillModel
-from p2o.reporting.terminal import TERMINAL
+from p2o.logs import TERMINAL
 from p2o.rollout.prompts import PLACEHOLDER, PromptRenderer
 from p2o.tasks.latent_skill import FENCE, WORDS, Family, families, pretraining_example
 from p2o.types import derive_seed

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from p2o.evolution.assignment import assignment_to_json
 from p2o.files import write_json
 from p2o.types import Assignment
 
@@ -29,7 +28,7 @@ def write_pool(run_dir: Path, epoch: int, step: int, evolution: Evolution, assig
     value |= {"epoch": epoch, "step": step}
     folder = run_dir / "evolution" / f"epoch-{epoch:03d}"
     write_json(folder / "pool.json", value)
-    write_json(folder / "assignment.json", assignment_to_json(assignment))
+    write_json(folder / "assignment.json", assignment.to_json())
     return value
 
 

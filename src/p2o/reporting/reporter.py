@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from p2o import json_lines
 from p2o.config.identity import flat
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
+from p2o.environment import read_overrides
 from p2o.files import write_json
-from p2o.reporting import json_lines
+from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
-from p2o.reporting.environment import read_overrides
 from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import Advantages, RolloutLog
@@ -32,13 +33,12 @@ from p2o.reporting.scalars import (
     under,
 )
 from p2o.reporting.summary import summary
-from p2o.reporting.terminal import TERMINAL
 from p2o.reporting.texts import pairs_markdown, templates_markdown
 from p2o.types import Assignment, Group, Rollout
 
 if TYPE_CHECKING:
+    from p2o.algorithm.state import EpochSummary, RunState
     from p2o.evolution.gepa_phase import Evolution
-    from p2o.training.state import EpochSummary, RunState
 
 
 class Logger(Protocol):

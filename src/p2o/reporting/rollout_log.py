@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from p2o import json_lines
 from p2o.files import replacing
-from p2o.reporting import json_lines
 from p2o.types import Group
 
 SCHEMA = pa.schema(

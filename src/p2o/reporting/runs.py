@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from scipy import stats
 
+from p2o import json_lines
 from p2o.config.identity import WITHOUT_MEANING, flat
-from p2o.reporting import json_lines
 from p2o.reporting.pool import read_pools
 
 IGNORED = WITHOUT_MEANING | {"seed"}

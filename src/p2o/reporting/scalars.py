@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from p2o.types import Group, Outcome, Rollout
 
 if TYPE_CHECKING:
+    from p2o.algorithm.state import EpochSummary
     from p2o.evolution.gepa_phase import Evolution
     from p2o.rollout.ledger import Ledger
-    from p2o.training.state import EpochSummary
 
 Scalars = dict[str, float]
 

@@ -10,8 +10,8 @@ from p2o.config.schema import Config
 from p2o.types import PLAIN
 
 if TYPE_CHECKING:
+    from p2o.algorithm.state import RunState
     from p2o.rollout.ledger import Ledger
-    from p2o.training.state import RunState
 
 LEDGER_COUNTS = (
     *("prompt_tokens", "generated_tokens", "scored_tokens", "trained_tokens"),

@@ -19,7 +19,7 @@ def build_engine(config: Config | EvaluateConfig, policy: Policy, longest: Lengt
     """
     rollout, run_dir = config.rollout, Path(config.run_dir)
     if isinstance(rollout, HfRollout):
-        from p2o.rollout.hf import HfEngine
+        from p2o.rollout.hf.hf_engine import HfEngine
 
         return HfEngine(policy, rollout, longest)
     if isinstance(rollout, VllmRollout):

@@ -26,7 +26,7 @@ from p2o.files import scratch_folder
 from p2o.policy.model import Policy
 from p2o.profile import count, timed
 from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
-from p2o.rollout.hf import stop_token_ids
+from p2o.rollout.hf.hf_engine import stop_token_ids
 from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
 from p2o.rollout.server_client import START, Server, ServerFailedError
 from p2o.types import Generation, Prompt, SamplingParams

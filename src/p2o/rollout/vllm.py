@@ -27,7 +27,7 @@ from p2o.policy.model import Policy
 from p2o.profile import count, timed
 from p2o.rollout.engine import EngineError, Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
 from p2o.rollout.handover import Adapter, ModelFolder, SharedWeights, Weights
-from p2o.rollout.hf import stop_token_ids
+from p2o.rollout.hf.hf_engine import stop_token_ids
 from p2o.rollout.probe import DRAWN, SEED, TEMPERATURE, Probe, Scores
 from p2o.rollout.vllm_process import EngineDiedError, VllmProcess
 from p2o.types import Generation, Prompt, SamplingParams

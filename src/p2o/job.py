@@ -1,0 +1,234 @@
+"""From a configuration to a finished run: build the rooms, connect them, fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from p2o.algorithm.losses import preset
+from p2o.algorithm.module import P2OModule
+from p2o.algorithm.state import RunState, Stage
+from p2o.callbacks import positions
+from p2o.callbacks.checkpoint import CheckpointStore
+from p2o.callbacks.progress import Progress
+from p2o.callbacks.stop import Stop
+from p2o.config import ConfigError
+from p2o.config.identity import digest
+from p2o.config.load import to_plain
+from p2o.config.schema import Config, CustomRollout
+from p2o.environment import platform_of, record_environment, record_overrides, warn_of_another_platform
+from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
+from p2o.extensions import load_object
+from p2o.logs import log_to, quiet_libraries
+from p2o.policy.model import load_policy
+from p2o.policy.precision import hint_at_precision
+from p2o.profile import profiling
+from p2o.reporting.reporter import Reporter
+from p2o.rewards import GraderPool
+from p2o.rollout.engines import build_engine
+from p2o.rollout.hf.hf_engine import context_length
+from p2o.rollout.prompts import PromptRenderer
+from p2o.rollout.sampler import Sampler
+from p2o.rounds import RoundDataModule, num_rounds
+from p2o.run_folder import run_folder
+from p2o.tasks import DataError, load_problems
+from p2o.types import Problem, SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run ended: its folder, its final state, and whether anything was left to do."""
+
+    run_dir: Path
+    state: RunState
+    already_done: bool = False
+
+
+def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = ()) -> RunResult:
+    """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early. ``overrides`` are
+    those that it was composed with, for ``overrides.yaml``.
+
+    Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
+    ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the mend.
+    """
+    with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
+        hint_at_precision(config.model, config.trainer.accelerator)
+        return _train(config, run_dir, stop or Stop(), overrides)
+
+
+def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
+    quiet_libraries()
+    checkpoint = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config))).load()
+    state = checkpoint.state if checkpoint is not None else RunState()
+    if state.stage is Stage.DONE:
+        return RunResult(run_dir, state, already_done=True)
+    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    record_environment(run_dir)
+    record_overrides(run_dir, overrides)
+    warn_of_another_platform(state.platform, platform := platform_of(config))
+    state.platform = platform
+    reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
+    problems = load_problems(config.data, config.reward)
+    log.info("%s", problems.report.render())
+    if state.data not in (None, problems.fingerprint):
+        raise DataError(
+            f"the questions are not those that the run in {run_dir} began with: put the data back as they were, or "
+            "give another run_dir"
+        )
+    state.data = problems.fingerprint
+    positions.rewind(run_dir, state.files)
+    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    renderer = PromptRenderer(
+        policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
+    )
+    context = context_length(policy)
+    training, validation = (
+        within_context(of, renderer, context, config, name)
+        for of, name in ((problems.train, "training"), (problems.val, "validation"))
+    )
+    rounds = num_rounds(len(training), config) * config.trainer.epochs
+    longest = longest_sequences(config, renderer, context)
+    with (
+        GraderPool(config.reward) as grader,
+        Progress(rounds, enabled=config.trainer.progress) as progress,
+        closing(build_engine(config, policy, longest)) as engine,
+    ):
+        sampler = Sampler(engine, renderer, grader, state.ledger)
+        logger = _logger(config, run_dir, state)
+        module = P2OModule(
+            config,
+            policy,
+            sampler,
+            reflector,
+            training,
+            validation,
+            state,
+            total_rounds=rounds,
+            run_dir=run_dir,
+            reporter=Reporter(run_dir, config, logger=logger),
+            progress=progress,
+            resume_from=checkpoint,
+            stop=stop,
+        )
+        with profiling(policy, enabled=config.profile):
+            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
+    return RunResult(run_dir, state)
+
+
+def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
+    """Lightning's side of the job: device and loggers. The position comes from ``state``, not from Lightning."""
+    left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
+    if state.stage is Stage.FINISH:
+        left = 0
+    return Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        max_epochs=left,
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=logger or False,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+    )
+
+
+def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger | None:
+    """TensorBoard under ``run_dir/tensorboard``; events past the checkpoint that we continue from are dropped."""
+    if not config.logger.tensorboard:
+        return None
+    return TensorBoardLogger(
+        run_dir, name="", version="tensorboard", purge_step=state.step + 1, default_hp_metric=False
+    )
+
+
+def _named_parts(
+    config: Config, state: RunState, run_dir: Path, *, resumed: bool, sampler: Callable[[], Sampler]
+) -> Reflector | None:
+    """Look up everything that the configuration names and that can be missing, before anything is loaded.
+
+    Returns the template writer of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it writes.
+    """
+    if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise ConfigError(["trainer.accelerator=gpu, and torch finds none here: use trainer=cpu"])
+    preset(config.policy.loss)
+    if isinstance(config.rollout, CustomRollout):
+        load_object(config.rollout.factory, "rollout.factory")
+    if config.gepa.variant == "off":
+        return None
+    sampling = SamplingParams(config.reflector.temperature, config.reflector.max_new_tokens)
+    reflector = build_reflector(
+        config.reflector,
+        config.gepa,
+        complete=lambda texts, seeds: sampler().complete(texts, seeds, sampling, version=state.policy_version),
+        count_tokens=lambda text: sampler().renderer.count_tokens(text),
+        ledger=state.ledger,
+        run_dir=run_dir,
+    )
+    try:
+        reflector.check()
+    except UnreachableError as error:
+        if not resumed:
+            raise
+        log.warning("%s. The run goes on without it for as long.", error)
+    return reflector
+
+
+def longest_sequences(config: Config, renderer: PromptRenderer, context: int | None) -> dict[str, int]:
+    """What the engine must have room for, by the keys that set it. Questions go no further than the model attends
+    (:func:`within_context`); a reflection of Self-Ref is a message, so that its header comes on top."""
+    rollout, reflector = config.rollout, config.reflector
+    lengths = {"rollout.max_prompt_tokens + rollout.max_new_tokens": rollout.max_prompt_tokens + rollout.max_new_tokens}
+    if context is not None:
+        lengths = {keys: min(tokens, context) for keys, tokens in lengths.items()}
+    if config.gepa.variant == "self_ref":
+        header = len(renderer.render_chat(""))
+        keys = "reflector.max_prompt_tokens + reflector.max_new_tokens + the chat header"
+        lengths[keys] = reflector.max_prompt_tokens + reflector.max_new_tokens + header
+    return lengths
+
+
+def within_context(
+    problems: Sequence[Problem], renderer: PromptRenderer, context: int | None, config: Config, what: str
+) -> tuple[Problem, ...]:
+    """The problems whose prompt fits, with room left for a template; the others are reported and left out.
+
+    ``context`` is the number of positions that the model can attend to, where it is limited.
+    """
+    prompt, name = config.rollout.max_prompt_tokens, "rollout.max_prompt_tokens"
+    if context is not None and context - config.rollout.max_new_tokens < prompt:
+        prompt = context - config.rollout.max_new_tokens
+        name = f"the model's {context} tokens - rollout.max_new_tokens"
+    limit = prompt - config.gepa.max_template_tokens
+    lengths = {problem.id: renderer.length(problem.question) for problem in problems}
+    kept = tuple(problem for problem in problems if lengths[problem.id] <= limit)
+    if len(kept) < len(problems):
+        longest = max(lengths, key=lambda problem_id: lengths[problem_id])
+        log.warning(
+            "%d of %d %s questions are longer than %s - gepa.max_template_tokens = %d tokens and are left out "
+            "(longest: %s, %d tokens)",
+            len(problems) - len(kept),
+            len(problems),
+            what,
+            name,
+            limit,
+            longest,
+            lengths[longest],
+        )
+    if not kept:
+        raise DataError(
+            f"no {what} question fits into {name} - gepa.max_template_tokens = {limit} tokens: change these lengths"
+        )
+    return kept

@@ -1,0 +1,102 @@
+"""What the command does around a run: errors in one line, exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from p2o.algorithm.nonfinite import NonFiniteError
+from p2o.callbacks.checkpoint import CheckpointError
+from p2o.callbacks.stop import Stop, Stopped
+from p2o.config import ConfigError, load_config
+from p2o.config.schema import Config
+from p2o.evolution.journal import JournalError
+from p2o.evolution.reflectors import ReflectorError
+from p2o.extensions import ExtensionError
+from p2o.files import no_room
+from p2o.job import train
+from p2o.logs import redact
+from p2o.planning import make_plan, render, render_sweep, variants
+from p2o.policy.builders import ModelError
+from p2o.policy.memory import OutOfMemoryError
+from p2o.rewards import RewardError
+from p2o.rollout.engine import EngineError
+from p2o.run_folder import RunFolderError
+from p2o.tasks import DataError
+
+INPUT_ERRORS = (
+    ConfigError,
+    RunFolderError,
+    CheckpointError,
+    JournalError,
+    DataError,
+    ModelError,
+    RewardError,
+    ReflectorError,
+    ExtensionError,
+)
+STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
+"""Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
+
+
+def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
+    """Train and say how it ended; with ``debug=plan`` only say what it would take. ``overrides`` are the command's.
+
+    An input that cannot work is one clear message and exit code 2, a fault that ends the run one and exit code 1; a
+    signal ends it with 128 and the signal's number (143 for SIGTERM, 130 for Ctrl-C).
+    """
+    stop = Stop()
+    try:
+        if config.plan:
+            print(render(make_plan(config)))
+            return None
+        with stop.on_signals():
+            result = train(config, stop, overrides)
+    except INPUT_ERRORS as error:
+        _exit(2, f"{type(error).__name__}: {error}")
+    except STOPS as error:
+        _exit(1, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
+    except Stopped as stopped:
+        _exit(stopped.exit_code, f"Stopped by {stopped}. The same command goes on from the last checkpoint.")
+    except Exception as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        _exit(
+            1,
+            f"No room to write {full.filename or 'to the disk'} ({full.strerror}), in {config.run_dir}. The last "
+            "checkpoint is whole: make room and give the same command, and the run goes on from there.",
+        )
+    if result.already_done:
+        print(f"{result.run_dir} is complete: see summary.json there. For another run give another run_dir or seed.")
+    return result.state.validation.final
+
+
+def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
+    """Say what a sweep would take. ``jobs`` are (overrides, composed configuration).
+
+    A job that could not run is told of beside the plans of the others; exit code 2 then.
+    """
+    plans, faults, configs = [], [], []
+    for overrides, composed in jobs:
+        try:
+            configs.append((overrides, load_config(composed)))
+        except ConfigError as error:
+            faults.append(f"{' '.join(overrides)}: the configuration cannot run:\n{error}")
+    for variant in variants(configs):
+        print(f"planning {variant.name}", flush=True)
+        try:
+            plans.append((variant, make_plan(variant.config)))
+        except INPUT_ERRORS as error:
+            faults.append(f"{variant.name}: {type(error).__name__}: {error}")
+    if plans:
+        print(render_sweep(plans), flush=True)
+    if faults:
+        _exit(2, "\n".join(faults))
+
+
+def _exit(code: int, message: str) -> None:
+    print(redact(message), file=sys.stderr)
+    sys.exit(code)
