@@ -31,6 +31,7 @@ from p2o.config.schema import Config, CustomRollout
 from p2o.environment import platform_of, record_environment, record_overrides, warn_of_another_platform
 from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
 from p2o.extensions import load_object
+from p2o.faults import fault_point
 from p2o.logs import log_to, quiet_libraries
 from p2o.policy.model import load_policy
 from p2o.policy.precision import hint_at_precision
@@ -117,6 +118,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
         ]
         with profiling(policy, enabled=config.profile):
             trainer = _trainer(config, state, callbacks, loggers)
+            fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 

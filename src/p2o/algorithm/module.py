@@ -191,7 +191,7 @@ class P2OModule(LightningModule):
             skipped_before=state.skipped_in_a_row,
             hooks=Hooks(self.manual_backward, progress=lambda *at: self.notify("on_micro_batch_end", *at)),
         )
-        fault_point("updated")
+        fault_point("the update done")
         state.skipped_in_a_row = int(metrics["skipped_in_a_row"])
         state.micro_batch_tokens = int(metrics["micro_batch_tokens"])
         trained, scored = int(metrics["trained_tokens"]), int(metrics["scored_tokens"])

@@ -177,7 +177,7 @@ def policy_step(
                 with timed("backward", **size):
                     hooks.backward(loss)
             metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
-            fault_point("micro-batch")
+            fault_point("a micro-batch")
         if not batches and hooks.reduce is not None:  # a rank without live groups learns what the others will sum
             empty = torch.empty(0)
             _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)

@@ -81,9 +81,7 @@ class RunLog(P2OCallback):
     def on_plain_validation_end(
         self, trainer: Trainer, module: P2OModule, accuracy: float, rollouts: Sequence[Rollout]
     ) -> None:
-        """Accuracy on the held-out questions, asked plainly."""
-        scalars = {"validation/accuracy": accuracy} | under("validation", rollout_scalars(rollouts))
-        self._log(module.state.step, module.state.epoch, scalars)
+        self.validation(module.state, accuracy, rollouts)
 
     def on_evolution_end(
         self, trainer: Trainer, module: P2OModule, evolution: Evolution, assignment: Assignment
@@ -120,6 +118,11 @@ class RunLog(P2OCallback):
         )
         self._log(state.step, state.epoch, scalars)
         fault_point("the round reported")
+
+    def validation(self, state: RunState, accuracy: float, rollouts: Sequence[Rollout]) -> None:
+        """Accuracy on the held-out questions, asked plainly."""
+        scalars = {"validation/accuracy": accuracy} | under("validation", rollout_scalars(rollouts))
+        self._log(state.step, state.epoch, scalars)
 
     def evolution(self, state: RunState, evolution: Evolution, assignment: Assignment) -> None:
         """What the prompt phase of epoch ``state.epoch`` found: ``pool.json``, ``assignment.json`` and a table."""
@@ -160,6 +163,7 @@ class RunLog(P2OCallback):
         write_report([self.run_dir], self.run_dir / "report.html")
         fault_point("the page written")
         TERMINAL.print(closing_table(value, self.run_dir))
+        fault_point("all told")
 
     def _log(self, step: int, epoch: int, scalars: Scalars) -> None:
         finite = {name: float(value) if math.isfinite(value) else None for name, value in scalars.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, TuningConfig
+from p2o.faults import fault_point
 from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, staged_folder
@@ -187,6 +188,7 @@ class Policy:
 
         The folder is loadable by peft or transformers and takes the place of an older one at once.
         """
+        fault_point("before the export")
         with staged_folder(Path(folder)) as staged:
             if isinstance(self._live, PeftModel):
                 self._live.save_pretrained(str(staged))
@@ -194,7 +196,9 @@ class Policy:
                 state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
                 self._live.save_pretrained(staged, state_dict=state)
                 _set_saved_dtype(staged, self.dtype)
+            fault_point("half exported")
             self.tokenizer.save_pretrained(staged)
+        fault_point("after the export")
 
 
 def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Policy:
