@@ -84,7 +84,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     record_overrides(run_dir, overrides)
     warn_of_another_platform(state.platform, platform := platform_of(config))
     state.platform = platform
-    loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)
+    loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)  # type: ignore[type-abstract]
     watchers = instantiate_nodes(config.callbacks, "callbacks", Callback, config.extensions.allow)
     reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
     problems = load_problems(config.data, config.reward)
