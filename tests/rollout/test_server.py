@@ -273,7 +273,7 @@ def test_a_server_that_fails_is_dropped_and_comes_back(
         assert alike(made, expected)
         assert sorted(heard) == list(range(8))
 
-    # Either server takes what it can get: on a fast machine the other one may have answered all before this one is asked.
+    # either server takes what it can get: the other one may have answered all before this one is asked
     until(lambda: both.scalars()["drops"] >= 1, answered)
     assert f"{proxy.url} is dropped" in caplog.text
     proxy.fault, both._servers[0]._timeout_s = "", both.config.timeout_s
