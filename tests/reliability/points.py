@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -204,7 +205,8 @@ def arm(command: dict[str, Any]) -> None:
 
 
 def record_sizes(path: Path) -> None:
-    """Write a line to ``path`` after each round: seconds so far, MiB in memory, open files, threads, children."""
+    """Write a line to ``path`` after each round: seconds so far, MiB in memory, and counts of open files,
+    threads, children and tensors."""
     learn, began = P2OModule._learn, time.monotonic()
 
     def measured(self: P2OModule, *args: Any) -> None:
@@ -213,7 +215,9 @@ def record_sizes(path: Path) -> None:
         memory = int(status.partition("VmRSS:")[2].split()[0]) / 1024
         children = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
         threads = int(status.partition("Threads:")[2].split()[0])
-        row = [time.monotonic() - began, memory, len(os.listdir("/proc/self/fd")), threads, len(children)]
+        gc.collect()
+        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        row = [time.monotonic() - began, memory, len(os.listdir("/proc/self/fd")), threads, len(children), tensors]
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
