@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ LUCKY = (
     "reward=function",
     "reward.function=lucky.score_some",
     "reward.extract=[whole]",
-    "trainer.threads=1",
+    f"trainer.threads={os.environ.get('P2O_TEST_THREADS', '1')}",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from p2o.policy.model import Policy, load_policy
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
+def threads_of_the_run() -> Iterator[None]:
+    """Models this small only wait for a second thread. `make test-portable` asks for it all the same."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("P2O_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(threads)
 
