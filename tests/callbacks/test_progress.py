@@ -13,7 +13,7 @@ from p2o.algorithm.hard_set import HardSet
 from p2o.algorithm.module import Alternation
 from p2o.algorithm.state import RunState
 from p2o.callbacks.progress import Progress
-from p2o.evolution.progress import EvolutionProgress
+from p2o.evolution.monitor import EvolutionProgress
 from p2o.types import Assignment, Phase
 
 TRAINER: Any = None

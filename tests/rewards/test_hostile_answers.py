@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from p2o.config.schema import RewardConfig
 from p2o.rewards import EXTRACT, GraderPool
-from p2o.rewards.gym import EVALUATED, PARSED, pack
+from p2o.rewards.gym_scores import EVALUATED, PARSED, pack
 from p2o.types import Grade, Outcome, Problem
 
 GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 314159]", "271828x^2 - 314159y"]

@@ -27,7 +27,7 @@ from p2o.algorithm.hard_set import HardSet, Record, mine
 from p2o.algorithm.policy_step import Hooks, Objective, update
 from p2o.algorithm.state import RunState, Stage
 from p2o.config.schema import Config
-from p2o.evolution.gepa_phase import Evolution, evolve
+from p2o.evolution.gepa_phase import Evolution, Setting, evolve
 from p2o.evolution.reflectors import Reflector
 from p2o.faults import fault_point
 from p2o.policy.model import Policy
@@ -215,11 +215,7 @@ class P2OModule(LightningModule):
             return None, "the run ends here: no epoch would use the templates"
         if len(hard.ids) < config.hard_set.min_size:
             return None, f"{len(hard.ids)} hard questions are fewer than hard_set.min_size={config.hard_set.min_size}"
-        evolution = evolve(
-            [self.problems[problem_id] for problem_id in hard.ids],
-            self.evaluate_templates,
-            self.reflector,
-            config.gepa,
+        setting = Setting(
             epoch=state.epoch,
             seed=derive_seed(config.seed, Phase.EVOLUTION, state.epoch),
             run_dir=self.run_dir / "evolution" / f"epoch-{state.epoch:03d}",
@@ -229,6 +225,8 @@ class P2OModule(LightningModule):
             progress=lambda at: self.notify("on_evolution_progress", at),
             limit=metric_calls_left(config.budget, state.ledger),
         )
+        questions = [self.problems[problem_id] for problem_id in hard.ids]
+        evolution = evolve(questions, self.evaluate_templates, self.reflector, config.gepa, setting)
         fault_point("evolved")
         if not self._budget_spent() and evolution.stop_reason == "run_budget":
             state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"

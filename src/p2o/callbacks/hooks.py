@@ -14,7 +14,7 @@ from lightning import Callback, Trainer
 
 from p2o.algorithm.module import Alternation, P2OModule
 from p2o.evolution.gepa_phase import Evolution
-from p2o.evolution.progress import EvolutionProgress
+from p2o.evolution.monitor import EvolutionProgress
 from p2o.types import Assignment, Group, Phase, Rollout
 
 

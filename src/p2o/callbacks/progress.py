@@ -23,7 +23,7 @@ from rich.progress import Progress as Bars
 from p2o.algorithm.advantages import GroupAdvantages, Signal
 from p2o.algorithm.module import Alternation, P2OModule
 from p2o.callbacks.hooks import P2OCallback
-from p2o.evolution.progress import EvolutionProgress
+from p2o.evolution.monitor import EvolutionProgress
 from p2o.logs import TERMINAL
 from p2o.reporting.epoch_summary import epoch_line, epoch_summary
 from p2o.types import Phase

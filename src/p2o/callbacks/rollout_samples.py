@@ -7,8 +7,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from p2o.algorithm.module import Alternation, P2OModule
 from p2o.callbacks.hooks import P2OCallback
-from p2o.reporting.pool import template_texts
 from p2o.reporting.samples import pairs
+from p2o.reporting.template_pool import template_texts
 from p2o.reporting.texts import pairs_markdown
 
 

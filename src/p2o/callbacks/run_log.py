@@ -26,7 +26,6 @@ from p2o.files import write_json
 from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
 from p2o.reporting.epoch_summary import EpochSummary, epoch_summary
-from p2o.reporting.pool import read_pools, rewind_pools, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.reporting.runs import IGNORED
@@ -41,6 +40,7 @@ from p2o.reporting.scalars import (
     under,
 )
 from p2o.reporting.summary import summary
+from p2o.reporting.template_pool import read_pools, rewind_pools, write_pool
 from p2o.reporting.texts import templates_markdown
 from p2o.types import Assignment, Rollout
 
