@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from groups import take_update
 
 from p2o import profile as profile_module
-from p2o.algorithm.policy_step import update
 from p2o.config.schema import DistillationConfig, HfRollout, LoraTuning, PolicyConfig, RandomModel
 from p2o.policy.model import Policy, load_policy
 from p2o.profile import OTHER, count, profiling, report, timed
@@ -67,7 +67,7 @@ def test_a_step_is_counted_token_by_token(policy: Policy, caplog: pytest.LogCapt
             Rollout("q", "plain", k, prompt, g.tokens, g.logprobs, "", "length", Grade(Outcome.WRONG, k % 2), 0)
             for k, g in enumerate(made)
         )
-        metrics = update(
+        metrics = take_update(
             policy,
             torch.optim.SGD(policy.trainable.values(), lr=0.0),
             [Group(Problem("q", "", ""), prompt, rollouts)],

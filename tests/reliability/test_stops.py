@@ -15,7 +15,7 @@ from lives import JOB, Driver, environment
 from story import differing, story
 
 from p2o.callbacks.checkpoint import read_checkpoint
-from p2o.callbacks.stop import Stop, Stopped
+from p2o.stop import Stop, Stopped
 
 pytestmark = pytest.mark.timeout(600)
 

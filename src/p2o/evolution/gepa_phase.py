@@ -20,10 +20,10 @@ from gepa.gepa_utils import find_dominator_programs
 from p2o.config.schema import GepaConfig
 from p2o.evolution.adapter import COMPONENT, Evaluate, Questions, TemplateAdapter
 from p2o.evolution.journal import Journal
+from p2o.evolution.progress import EvolutionProgress, FileLog, Watch
 from p2o.evolution.proposals import Acceptance, Allowance, ParentSampling, TemplateReflection
 from p2o.evolution.reflectors import Reflector
 from p2o.evolution.validity import TemplateFilter
-from p2o.evolution.watch import EvolutionProgress, FileLog, Watch
 from p2o.rollout.ledger import Ledger
 from p2o.types import Problem, Template, derive_seed, template_id
 
