@@ -212,12 +212,6 @@ class GraderPool:
             process.discard()
 
 
-def is_parseable_gold(answer: str, config: RewardConfig) -> bool:
-    """Whether answers can be compared with this gold. For many, :meth:`GraderPool.check_golds` shares one pool."""
-    with GraderPool(config) as pool:
-        return pool.check_golds([Problem("gold", "", answer)])[0]
-
-
 def _done(grade: Grade) -> Future[Grade]:
     future: Future[Grade] = Future()
     future.set_result(grade)
