@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ class WorkerProcess:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
         self._connection, theirs = Pipe()
+        self._replies = select.poll()
+        self._replies.register(self._connection, select.POLLIN)
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with theirs:
             self._process = subprocess.Popen(
@@ -58,7 +61,7 @@ class WorkerProcess:
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """The next reply. Raises TimeoutError if none comes in time, OSError or EOFError if the process is gone."""
-        if not self._connection.poll(seconds):
+        if not self._replies.poll(1000 * seconds):
             raise TimeoutError
         reply: dict[str, Any] = json.loads(self._connection.recv_bytes())
         return reply
