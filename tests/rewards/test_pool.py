@@ -16,6 +16,7 @@ import pytest
 from p2o.config.schema import RewardConfig
 from p2o.extensions import ExtensionError
 from p2o.rewards import GraderPool, RewardError
+from p2o.rewards.process import WorkerProcess
 from p2o.types import Grade, Outcome, Problem
 
 FORMS = ["boxed", "answer_line", "last_number"]
@@ -218,6 +219,19 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_worker_ends_when_its_parent_hangs_up() -> None:
+    process = WorkerProcess({"kind": "exact", "function": None, "memory_mb": 512})
+    process.wait_until_ready()
+    process._connection.close()
+    assert process._process.wait(timeout=20.0) == 0
+
+
+def test_workers_that_cannot_start_are_an_error_of_the_first_answer() -> None:
+    said = r"reward\.kind=magic: a grading process did not start: KeyError: 'magic'"
+    with GraderPool(RewardConfig(kind="magic", workers=2)) as graded, pytest.raises(RewardError, match=said):
+        graded.submit(problem("1"), r"\boxed{1}").result()
 
 
 @pytest.mark.parametrize(
