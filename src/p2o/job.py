@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from p2o.algorithm.losses import preset
 from p2o.algorithm.module import P2OModule
@@ -26,6 +26,7 @@ from p2o.callbacks.progress import Progress
 from p2o.callbacks.run_log import RunLog
 from p2o.config import ConfigError
 from p2o.config.identity import digest
+from p2o.config.instantiate import instantiate_nodes
 from p2o.config.load import to_plain
 from p2o.config.schema import Config, CustomRollout
 from p2o.environment import platform_of, record_environment, record_overrides, warn_of_another_platform
@@ -83,6 +84,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     record_overrides(run_dir, overrides)
     warn_of_another_platform(state.platform, platform := platform_of(config))
     state.platform = platform
+    loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)  # type: ignore[type-abstract]
+    watchers = instantiate_nodes(config.callbacks, "callbacks", Callback, config.extensions.allow)
     reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
@@ -93,7 +96,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
         )
     state.data = problems.fingerprint
     rewind_files(run_dir, state.files)
-    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    policy = load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
@@ -106,13 +109,13 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     with GraderPool(config.reward) as grader, closing(build_engine(config, policy, longest)) as engine:
         sampler = Sampler(engine, renderer, grader, state.ledger)
         module = P2OModule(config, policy, sampler, reflector, training, validation, state, run_dir)
-        loggers = _loggers(config, run_dir, state)
         checkpoints = Checkpointing(store, run_dir, checkpoint, every=config.trainer.checkpoint_every, stop=stop)
         callbacks = [
             Export(store, run_dir),
             RunLog(run_dir, config, loggers),
             *([Progress(num_rounds(len(training), config) * config.trainer.epochs)] if config.trainer.progress else []),
             *([ProfileTable()] if config.profile else []),
+            *watchers,
             checkpoints,
             GracefulStop(stop, checkpoints),
         ]
@@ -142,15 +145,6 @@ def _trainer(config: Config, state: RunState, callbacks: Sequence[Callback], log
         log_every_n_steps=1,
         use_distributed_sampler=False,
     )
-
-
-def _loggers(config: Config, run_dir: Path, state: RunState) -> list[Logger]:
-    """TensorBoard under ``run_dir/tensorboard``; events past the checkpoint that we continue from are dropped."""
-    if not config.logger.tensorboard:
-        return []
-    return [
-        TensorBoardLogger(run_dir, name="", version="tensorboard", purge_step=state.step + 1, default_hp_metric=False)
-    ]
 
 
 def _named_parts(

@@ -5,6 +5,7 @@ The code names its own places (:mod:`p2o.faults`); nothing is patched.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from p2o.algorithm.state import RunState
 from p2o.rollout.engine import EngineError
@@ -103,7 +106,8 @@ class Strike:
 
 
 class Sizes:
-    """Writes a line to ``path`` after each round: seconds so far, MiB in memory, open files, threads, children."""
+    """Writes a line to ``path`` after each round: seconds so far, MiB in memory, and counts of open files, threads,
+    children and tensors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,7 +120,9 @@ class Sizes:
         memory = int(status.partition("VmRSS:")[2].split()[0]) / 1024
         children = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
         threads = int(status.partition("Threads:")[2].split()[0])
-        row = [time.monotonic() - self.began, memory, len(os.listdir("/proc/self/fd")), threads, len(children)]
+        gc.collect()
+        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        row = [time.monotonic() - self.began, memory, len(os.listdir("/proc/self/fd")), threads, len(children), tensors]
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -26,7 +26,7 @@ def make_scored() -> Callable[..., GroupAdvantages]:
 
 @pytest.fixture
 def config(configure: Callable[..., Config]) -> Config:
-    return configure("+experiment=teacher_ref", "model=tiny", "seed=3", "logger.samples=2")
+    return configure("+experiment=teacher_ref", "model=tiny", "seed=3", "callbacks.rollout_samples.count=2")
 
 
 @pytest.fixture

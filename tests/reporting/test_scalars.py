@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from p2o.algorithm.advantages import GroupAdvantages
-from p2o.algorithm.state import EpochSummary
+from p2o.reporting.epoch_summary import EpochSummary
 from p2o.reporting.scalars import LAYOUT, epoch_scalars, ledger_scalars, round_scalars
 from p2o.rollout.ledger import Ledger
 from p2o.types import Phase

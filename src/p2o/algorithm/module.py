@@ -125,10 +125,16 @@ class P2OModule(LightningModule):
             fault_point("the engine synced")
             if validated := every is not None and state.step % every == 0:
                 self.validate_plain()
+        self._log_accuracy()
         self.notify("on_position", ended or validated)  # validated: the best policy must be on disk
 
     def on_train_epoch_end(self) -> None:
         self.prompt_phase()
+        self._log_accuracy()
+
+    def on_train_end(self) -> None:
+        if self.state.stage is not Stage.FINISH:
+            self.state.stop_reason = "a callback stopped the training"
 
     def on_fit_end(self) -> None:
         self._enter(Stage.DONE)
@@ -298,6 +304,11 @@ class P2OModule(LightningModule):
         except BaseException:
             self.state.ledger = Ledger.from_json(ledger)
             raise
+
+    def _log_accuracy(self) -> None:
+        """For callbacks that monitor a metric, such as Lightning's EarlyStopping."""
+        if (accuracy := self.state.validation.final) is not None:
+            self.log("validation/accuracy", accuracy, logger=False)
 
     def _enter(self, stage: Stage) -> None:
         """Every change of stage is a point to come back to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -77,7 +78,7 @@ class RunState:
     """Bytes of the growing files that belong to this position, by path in the run's folder."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        value = {
             **vars(self),
             "stage": self.stage.value,
             "records": {key: dataclasses.asdict(record) for key, record in self.records.items()},
@@ -85,6 +86,7 @@ class RunState:
             "validation": self.validation.history,
             "ledger": self.ledger.to_json(),
         }
+        return copy.deepcopy(value)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> RunState:

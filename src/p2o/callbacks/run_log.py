@@ -26,11 +26,10 @@ from p2o.files import write_json
 from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
 from p2o.reporting.epoch_summary import EpochSummary, epoch_summary
-from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
+from p2o.reporting.pool import read_pools, rewind_pools, write_pool
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.reporting.runs import IGNORED
-from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,
     Scalars,
@@ -42,7 +41,7 @@ from p2o.reporting.scalars import (
     under,
 )
 from p2o.reporting.summary import summary
-from p2o.reporting.texts import pairs_markdown, templates_markdown
+from p2o.reporting.texts import templates_markdown
 from p2o.types import Assignment, Rollout
 
 
@@ -137,11 +136,6 @@ class RunLog(P2OCallback):
         state.epochs.append(dataclasses.asdict(epoch))
         self.rollouts.close_epoch(epoch.epoch)
         self._log(epoch.step, epoch.epoch, under("epoch", epoch_scalars(epoch)))
-        if self.boards and self.config.logger.samples > 0:
-            shown = pairs(self.rollouts.folder, epoch.epoch, self.config.logger.samples)
-            text = pairs_markdown(shown, template_texts(self.run_dir))
-            for board in self.boards:
-                board.add_text("rollouts, plain and templated", text, epoch.step)
         self._write_summary(state, "running")
         fault_point("the epoch reported")
 

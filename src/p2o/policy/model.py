@@ -25,7 +25,7 @@ from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, stag
 from p2o.policy.head import token_logprobs
 from p2o.policy.layout import MicroBatch, Segment
 from p2o.policy.lean import keep_less
-from p2o.policy.lora import with_adapter
+from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.memory import keep_fewer_kernels
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -201,8 +201,10 @@ class Policy:
         fault_point("after the export")
 
 
-def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Policy:
+def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lora: bool = True) -> Policy:
     """Load ``model`` and make it trainable as ``tuning`` says; ``seed`` draws the adapter's first weights.
+
+    ``fused_lora`` is ``policy.fused_lora``.
 
     Raises :class:`ModelError` when the model cannot be loaded, a target module does not exist, or the model's logits
     are not its hidden states times its head (the chunked log-probs rest on that).
@@ -217,12 +219,17 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
     if model.attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_ATTENTION)
-    keep_less(lm)
+    if model.lean_layers:
+        keep_less(lm)
     if model.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
+    module: PreTrainedModel | PeftModel = lm
+    if isinstance(tuning, LoraTuning):
+        module = with_adapter(lm, model, tuning, seed)
+        if fused_lora:
+            fuse_adapter(module)
     embedding: Any = lm.get_input_embeddings()
-    if embedding.weight is lm.get_output_embeddings().weight:
+    if model.sparse_embedding and embedding.weight is lm.get_output_embeddings().weight:
         # Where it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
         # added to it, without a second table as large as the vocabulary.
         embedding.sparse = True
