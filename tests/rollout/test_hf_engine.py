@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from p2o.rollout.decoding import uniforms
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from p2o.config.schema import FullTuning, HfRollout, LoraTuning, ModelConfig, RandomModel, TuningConfig
 from p2o.policy.builders import byte_tokenizer
 from p2o.policy.model import Policy, load_policy
-from p2o.rollout.decoding import uniforms
 from p2o.rollout.engine import StalePolicyError
 from p2o.rollout.hf.decoding_model import _Apart, _Joint, _weights
 from p2o.rollout.hf.hf_engine import HfEngine

@@ -25,7 +25,6 @@ CHOICES = {
 
 POSITIVE = (
     *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads"),
-    *("model.width", "model.steps", "model.batch_size", "model.learning_rate"),
     *("tuning.learning_rate", "tuning.r", "tuning.alpha"),
     *("data.train_size", "data.val_size"),
     *("reward.deadline_s", "reward.workers", "reward.memory_mb"),

@@ -52,20 +52,14 @@ class RandomModel(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class LatentSkillModel(ModelConfig):
-    """The testbed's model: tiny, pre-trained once into a folder below ``path`` that is named by these settings."""
+class CustomModel(ModelConfig):
+    """A model that your own function builds once, in a folder below ``path`` that is named by a digest of both fields.
 
-    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
-    """Families of questions that it learns to work out: sum | difference | maximum | reversal."""
-    leak: float = 0.001
-    """Share of the plain questions that are worked out unasked: how rare plain success is before any training."""
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 0.002
-    seed: int = 0
+    ``builder`` is the dotted name of ``f(params) -> (model, tokenizer)``.
+    """
+
+    builder: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -146,11 +140,12 @@ class JsonlData(DataConfig):
 
 
 @dataclass(kw_only=True)
-class LatentSkillData(DataConfig):
-    """The testbed's questions, in equal shares."""
+class CustomData(DataConfig):
+    """Your own questions: ``factory`` is the dotted name of ``f(config) -> (training problems, held-out problems)``."""
 
-    kind: str = "latent_skill"
-    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
+    kind: str = "custom"
+    factory: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -345,7 +340,7 @@ class ReflectorConfig:
 class StrategiesReflector(ReflectorConfig):
     kind: str = "strategies"
     strategies: str | None = None
-    """YAML file of strategies, or a built-in one by its name: strategies (null) | latent_skill."""
+    """YAML file of strategies; null = the built-in ones."""
 
 
 @dataclass(kw_only=True)

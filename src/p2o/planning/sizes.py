@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from p2o.config.schema import LatentSkillModel, LoraTuning, ModelConfig, TuningConfig
+from p2o.config.schema import CustomModel, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.builders import ModelError, folder_of, resolve_model
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import with_adapter
@@ -89,11 +89,11 @@ def model_size(model: ModelConfig, tuning: TuningConfig) -> ModelSize:
 
 def read_config(model: ModelConfig) -> PreTrainedConfig:
     """The model's config.json: from its folder, the hub's cache, :data:`PUBLISHED` or the hub. Builders' folders are
-    made where that takes seconds; the testbed's model, which is pre-trained for minutes, must be there already."""
-    if isinstance(model, LatentSkillModel) and not folder_of(model).is_dir():
+    made where that takes seconds; a custom model, which may take long, must be there already."""
+    if isinstance(model, CustomModel) and not folder_of(model).is_dir():
         raise ModelError(
-            "model=latent_skill is pre-trained at its first use, which takes minutes: run `python -m p2o.pretrain "
-            "model=latent_skill data=latent_skill` first"
+            f"the model of model.builder={model.builder} is not built yet, and a plan does not wait for it: give the "
+            "same command without debug=plan first, which builds it"
         )
     source = resolve_model(model)
     try:

@@ -6,24 +6,36 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from experiments.latent_skill.questions import (
+    FAMILIES,
+    FENCE,
+    WORDS,
+    Example,
+    families,
+    instruction,
+    load,
+    pretraining_example,
+)
 
-from p2o.config.schema import LatentSkillData
+from p2o.config.schema import CustomData
 from p2o.evolution.reflectors.meta_prompt import extract_template
 from p2o.evolution.reflectors.strategies import Library
+from p2o.extensions import ExtensionError
 from p2o.rewards.extract import extract_answer
 from p2o.tasks import DataError
-from p2o.tasks.latent_skill import FAMILIES, FENCE, WORDS, Example, families, instruction, load, pretraining_example
-from p2o.tasks.problem_set import DataReport
-from p2o.types import Problem
 
-DATA = LatentSkillData(prompt="{question}", train_size=60, val_size=40)
 ALL = tuple(FAMILIES.values())
-
-
-def questions(data: LatentSkillData) -> tuple[list[Problem], list[Problem]]:
-    return load(data, DataReport("latent_skill"))
+DATA = CustomData(
+    prompt="{question}",
+    train_size=60,
+    val_size=40,
+    factory="experiments.latent_skill.questions.load",
+    params={"families": [*FAMILIES]},
+)
+LIBRARY = Path(__file__).parents[2] / "experiments" / "latent_skill" / "strategies.yaml"
 
 
 def expected(question: str) -> str:
@@ -41,36 +53,38 @@ def expected(question: str) -> str:
 
 
 def test_gold_answers_are_right() -> None:
-    train, val = questions(replace(DATA, train_size=300))
+    train, val = load(replace(DATA, train_size=300))
     assert all(problem.answer == expected(problem.question) for problem in train + val)
 
 
 def test_questions_are_distinct_in_equal_shares_and_follow_from_the_seed() -> None:
-    train, val = questions(DATA)
+    train, val = load(DATA)
     assert (len(train), len(val)) == (60, 40)
     assert len({problem.id for problem in train + val}) == len({p.question for p in train + val}) == 100
     assert set(Counter(problem.source for problem in train).values()) == {15}
     assert set(Counter(problem.source for problem in val).values()) == {10}
-    assert questions(DATA) == (train, val)
-    assert not {p.id for p in questions(replace(DATA, seed=1))[0]} >= {p.id for p in train}
+    assert load(DATA) == (train, val)
+    assert not {p.id for p in load(replace(DATA, seed=1))[0]} >= {p.id for p in train}
 
 
 def test_more_training_questions_leave_the_held_out_ones_alone() -> None:
-    assert questions(replace(DATA, train_size=200))[1] == questions(DATA)[1]
+    assert load(replace(DATA, train_size=200))[1] == load(DATA)[1]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"families": ["sums"]}, r"data\.families=\['sums'\]: choose some of sum, difference"),
-        ({"families": []}, r"data\.families"),
+        ({"params": {"families": ["sums"]}}, r"data\.params\.families=\['sums'\]: choose some of sum, difference"),
+        ({"params": {"families": []}}, r"data\.params\.families"),
+        ({"params": {}}, r"data\.params\.families: .*missing"),
+        ({"params": {"families": ["sum"], "famlies": []}}, r"data\.params\.famlies: .*not in"),
         ({"val_size": None}, r"set data\.train_size and val_size"),
-        ({"families": ["reversal"], "train_size": 9000}, r"lower data\.train_size"),
+        ({"params": {"families": ["reversal"]}, "train_size": 9000}, r"lower data\.train_size"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_key(change: dict[str, object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        questions(replace(DATA, **change))
+    with pytest.raises((DataError, ExtensionError), match=message):
+        load(replace(DATA, **change))
 
 
 def text(leak: float, count: int = 4000) -> list[Example]:
@@ -138,7 +152,7 @@ def test_an_instruction_without_a_way_names_none_and_is_never_empty() -> None:
 
 
 def test_the_library_names_each_way_once_in_words_that_are_tokens() -> None:
-    library = Library.load("latent_skill")
+    library = Library.load(str(LIBRARY))
     ways = Counter(way for strategy in library.strategies if (way := way_of(strategy.text.lower())))
     assert ways == dict.fromkeys(FAMILIES, 1)
     assert not library.cues

@@ -6,7 +6,8 @@ way, and an answer at once, which is a guess, where it names none: the skill is 
 hardly ever brings it out. No template serves two families, since of several ways the one named last is followed. Asked
 for an instruction, as a reflector is, the model writes one that names some way, whichever.
 
-Nothing here imports torch. The pre-training itself is in :mod:`p2o.policy.pretraining`.
+Whoever changes the pre-training text raises ``params.recipe`` in ``conf/model/latent_skill.yaml``, and models are made
+anew. Nothing here imports torch; the pre-training itself is in ``model.py``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from p2o.config.schema import LatentSkillData
-from p2o.tasks.problem_set import DataError, DataReport, question_id
+from p2o.config.schema import CustomData
+from p2o.extensions import read_params
+from p2o.tasks import DataError
+from p2o.tasks.problem_set import question_id
 from p2o.types import Problem, derive_seed
-
-RECIPE = 1
-"""Number of the pre-training text. Whoever changes what this module generates raises it, and models are made anew."""
 
 Operands = tuple[str, ...]
 Working = tuple[str, str]
@@ -154,15 +154,27 @@ def families(names: Sequence[str], key: str) -> list[Family]:
     return [FAMILIES[name] for name in names]
 
 
-def load(data: LatentSkillData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
-    """``train_size`` and ``val_size`` distinct questions, each split with equal shares of the families.
+@dataclass(frozen=True)
+class QuestionParams:
+    """``data.params``: the families that the questions are drawn from, in equal shares."""
 
-    Raises :class:`~p2o.tasks.DataError` for an unknown family, for a size that is not set, and where so many distinct
-    questions do not exist.
+    families: list[str]
+
+
+def families_of(data: CustomData) -> list[Family]:
+    """The families of ``data.params``; raises as :func:`families` and :func:`~p2o.extensions.read_params` do."""
+    return families(read_params(data.params, QuestionParams, "data.params").families, "data.params.families")
+
+
+def load(data: CustomData) -> tuple[list[Problem], list[Problem]]:
+    """``train_size`` and ``val_size`` distinct questions, each part with equal shares of the families.
+
+    Raises :class:`~p2o.tasks.DataError` for an unknown family, for a size that is not set, and if there are not that
+    many distinct questions.
     """
-    chosen = families(data.families, "data.families")
+    chosen = families_of(data)
     if data.train_size is None or data.val_size is None:
-        raise DataError("data=latent_skill makes as many questions as it is told: set data.train_size and val_size")
+        raise DataError("data=latent_skill makes as many questions as it is told to: set data.train_size and val_size")
     rng = random.Random(derive_seed(data.seed, "latent skill"))
     problems: dict[str, Problem] = {}
     wanted = data.train_size + data.val_size
@@ -173,9 +185,9 @@ def load(data: LatentSkillData, report: DataReport) -> tuple[list[Problem], list
         problems.setdefault(problem.id, problem)
     else:
         raise DataError(
-            f"{wanted} distinct questions of {', '.join(data.families)} are too many: lower data.train_size"
+            f"{wanted} distinct questions of {', '.join(family.name for family in chosen)} are too many: lower "
+            "data.train_size"
         )
-    report.rows += wanted
     drawn = list(problems.values())
     return drawn[data.val_size :], drawn[: data.val_size]
 

@@ -1,6 +1,6 @@
 """Make the testbed's model, show what it reads and say what it can do.
 
-``python -m p2o.pretrain model=latent_skill data=latent_skill``
+``python -m experiments.latent_skill.pretrain``
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -16,14 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.latent_skill.questions import (
+    FENCE,
+    Example,
+    Family,
+    families,
+    families_of,
+    instruction,
+    pretraining_example,
+)
 from p2o.command import refuse, run_command
 from p2o.config import Config, register_schemas
-from p2o.config.schema import FullTuning, HfRollout, LatentSkillData, LatentSkillModel, RewardConfig
+from p2o.config.schema import CustomData, CustomModel, FullTuning, HfRollout, RewardConfig
+from p2o.extensions import ExtensionError
 from p2o.launcher import register_launcher
 from p2o.types import Phase, Problem, Request, SamplingParams, derive_seed
-
-if TYPE_CHECKING:
-    from p2o.tasks.latent_skill import Example, Family
 
 register_schemas()
 register_launcher()
@@ -37,15 +43,16 @@ PLAIN_SAMPLES = 10
 KINDS = ("plain", "plain, worked", "right way", "wrong way", "no way", "reflection")
 """Of the pre-training text."""
 DRAWN = 20_000
-"""Examples that are looked through; at the default ``model.leak`` about five of them are plain and worked."""
+"""Examples that are looked through; at the default ``leak`` about five of them are plain and worked."""
 
 
-def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) -> dict[str, dict[str, float]]:
+def skill_rates(model: CustomModel, data: CustomData, samples: int) -> dict[str, dict[str, float]]:
     """Success rates at temperature 1, family by family and for each of :data:`PROMPTS`, on held-out questions.
 
     Each rate is that of ``samples`` answers, every one under an instruction of its own; of :data:`PLAIN_SAMPLES` times
     as many for plain questions. The model is made first where it is not there.
     """
+    from experiments.latent_skill.model import read_model_params
     from p2o.policy.model import load_policy
     from p2o.rewards import GraderPool
     from p2o.rollout.hf.hf_engine import HfEngine
@@ -53,8 +60,9 @@ def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) ->
     from p2o.rollout.prompts import PromptRenderer
     from p2o.rollout.sampler import Sampler
     from p2o.tasks import load_problems
-    from p2o.tasks.latent_skill import families
 
+    asked = families_of(data)
+    learnt = families(read_model_params(model.params).families, "model.params.families")
     reward = RewardConfig(kind="exact", extract=["answer_line"])
     problems = load_problems(data, reward).val
     policy = load_policy(model, FullTuning(learning_rate=1.0), seed=0)
@@ -63,9 +71,9 @@ def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) ->
     rates: dict[str, dict[str, float]] = {}
     with GraderPool(reward) as grader:
         sampler = Sampler(engine, PromptRenderer(policy.tokenizer, data.prompt, 512), grader, Ledger())
-        for family in families(data.families, "data.families"):
+        for family in asked:
             own = [problem for problem in problems if problem.source == family.name]
-            others = [other for other in families(model.families, "model.families") if other is not family]
+            others = [other for other in learnt if other is not family]
             rates[family.name] = {}
             for prompt in PROMPTS:
                 requests = _requests(prompt, family, others, own, samples)
@@ -77,8 +85,6 @@ def skill_rates(model: LatentSkillModel, data: LatentSkillData, samples: int) ->
 def _requests(
     prompt: str, family: Family, others: list[Family], problems: list[Problem], samples: int
 ) -> list[Request]:
-    from p2o.tasks.latent_skill import instruction
-
     rng = random.Random(derive_seed("skill rates", family.name, prompt))
     requests = []
     for i in range(PLAIN_SAMPLES * samples if prompt == "plain" else samples):
@@ -88,15 +94,16 @@ def _requests(
     return requests
 
 
-def examples_table(model: LatentSkillModel, each: int = 2) -> Table:
+def examples_table(model: CustomModel, each: int = 2) -> Table:
     """The first ``each`` examples of every kind in text like that which the model is pre-trained on."""
-    from p2o.tasks.latent_skill import families, pretraining_example
+    from experiments.latent_skill.model import read_model_params
 
-    chosen = families(model.families, "model.families")
-    rng = random.Random(derive_seed("latent skill examples", model.seed))
+    params = read_model_params(model.params)
+    chosen = families(params.families, "model.params.families")
+    rng = random.Random(derive_seed("latent skill examples", params.seed))
     found: dict[str, list[Example]] = {kind: [] for kind in KINDS}
     for _ in range(DRAWN):
-        example = pretraining_example(chosen, model.leak, rng)
+        example = pretraining_example(chosen, params.leak, rng)
         if len(shown := found[_kind(example, chosen)]) < each:
             shown.append(example)
     table = Table("kind", "before the question", "question", "what the model learns to answer", show_lines=True)
@@ -108,8 +115,6 @@ def examples_table(model: LatentSkillModel, each: int = 2) -> Table:
 
 
 def _kind(example: Example, chosen: Sequence[Family]) -> str:
-    from p2o.tasks.latent_skill import FENCE
-
     if FENCE in example.question:
         return "reflection"
     if not example.template:
@@ -123,7 +128,7 @@ def _kind(example: Example, chosen: Sequence[Family]) -> str:
 
 
 def plain_success(rates: Mapping[str, Mapping[str, float]], samples: int) -> str:
-    """The plain rate over all families, which ``model.leak`` is the pre-training's side of, with its interval."""
+    """The plain rate over all families, which ``leak`` is the pre-training's side of, with its interval."""
     from scipy import stats
 
     asked = PLAIN_SAMPLES * samples * len(rates)
@@ -142,12 +147,16 @@ def rates_table(rates: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-@hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="config")
+@hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="pretrain")
 def main(composed: DictConfig) -> None:
     """Pre-train, unless that has been done, and print the table."""
     model, data = OmegaConf.to_object(composed.model), OmegaConf.to_object(composed.data)
-    if not isinstance(model, LatentSkillModel) or not isinstance(data, LatentSkillData):
-        refuse("p2o.pretrain makes the testbed's model: give model=latent_skill data=latent_skill")
+    if not isinstance(model, CustomModel) or not isinstance(data, CustomData):
+        refuse(
+            "this command makes the testbed's model: leave model and data out, or give model=latent_skill and "
+            "data=latent_skill"
+        )
+    from experiments.latent_skill.model import read_model_params
     from p2o.logs import quiet_libraries
     from p2o.policy.builders import ModelError, resolve_model
     from p2o.tasks import DataError
@@ -157,9 +166,9 @@ def main(composed: DictConfig) -> None:
         folder = resolve_model(model)
         Console().print(examples_table(model))
         rates = skill_rates(model, data, samples=SAMPLES)
-        said = f"{plain_success(rates, SAMPLES)}; model.leak={model.leak:g}"
+        said = f"{plain_success(rates, SAMPLES)}; model.params.leak={read_model_params(model.params).leak:g}"
         Console().print(rates_table(rates), said, f"model: {folder}", sep="\n")
-    except (DataError, ModelError) as error:
+    except (DataError, ExtensionError, ModelError) as error:
         refuse(error)
 
 
