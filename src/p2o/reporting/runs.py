@@ -15,10 +15,10 @@ import yaml
 from scipy import stats
 
 from p2o import json_lines
-from p2o.config.identity import WITHOUT_MEANING, flat
+from p2o.config.identity import WITHOUT_IDENTITY, flat
 from p2o.reporting.pool import read_pools
 
-IGNORED = WITHOUT_MEANING | {"seed"}
+IGNORED = WITHOUT_IDENTITY | {"seed"}
 """Keys that do not make two runs different studies."""
 LABELLED = 2
 """Differing keys that a label names where two groups have the same experiment."""
