@@ -69,7 +69,7 @@ def said(group: str, choice: str) -> dict[str, Any]:
     path = CONF / group / f"{choice}.yaml"
     values = yaml.safe_load(path.read_text()) or {}
     values.pop("defaults", None)
-    return flat(values if "@package _global_" in path.read_text() else {group: values})
+    return flat(values if "@package _global_" in path.read_text() or not values else {group: values})
 
 
 def repeated(values: Mapping[str, Any], tree: DictConfig) -> list[str]:

@@ -11,7 +11,8 @@ from p2o.config.load import to_plain
 
 def test_the_keys_that_may_differ_between_the_launches_of_a_run() -> None:
     assert {
-        *("run_dir", "resume", "plan", "profile", "logger.samples", "reward.workers", "policy.max_skipped_steps"),
+        *("run_dir", "resume", "plan", "profile", "callbacks", "logger", "extensions.allow"),
+        *("reward.workers", "policy.max_skipped_steps"),
         *("trainer.progress", "trainer.threads", "trainer.accelerator"),
         *("rollout.max_rows", "rollout.max_model_len", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
         *("rollout.tensor_parallel_size", "rollout.enforce_eager", "rollout.weight_transfer", "rollout.max_restarts"),
@@ -22,7 +23,8 @@ def test_the_keys_that_may_differ_between_the_launches_of_a_run() -> None:
 
 
 def test_a_key_without_identity_leaves_the_run_the_same(configure: Callable[..., Config]) -> None:
-    one, same = to_plain(configure()), to_plain(configure("rollout.max_rows=7", "trainer.threads=3"))
+    watched = ("rollout.max_rows=7", "trainer.threads=3", "logger=csv", "callbacks=none")
+    one, same = to_plain(configure()), to_plain(configure(*watched))
     other = to_plain(configure("policy.rollouts=7"))
     assert differences(one, same) == []
     assert digest(one) == digest(same) != digest(other)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from p2o.config.evaluation import EvaluateConfig
@@ -17,7 +18,7 @@ WITHOUT_IDENTITY = frozenset(
     for name, field, _ in keys(root)
     if not field.metadata.get("identity", True)
 )
-"""Keys that may differ between the launches of one run: they do not change what is computed, but for rounding."""
+"""Keys that may differ, with all below them, between the launches of one run: they change only how it is rounded."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,7 +34,11 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The dotted keys and values, of a nested or flat configuration, that make a run what it is."""
-    return {key: value for key, value in flat(config).items() if key not in WITHOUT_IDENTITY}
+    return {key: value for key, value in flat(config).items() if WITHOUT_IDENTITY.isdisjoint(_and_parents(key))}
+
+
+def _and_parents(key: str) -> Iterator[str]:
+    return itertools.accumulate(key.split("."), "{}.{}".format)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ def key(default: Any, *, choices: tuple[str, ...] = (), identity: bool = True, *
     computed, but for rounding.
     """
     metadata = {"choices": choices, "identity": identity, "limits": limits}
-    if isinstance(default, list):
+    if isinstance(default, list | dict):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
@@ -71,3 +71,8 @@ def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
 def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
     """The configuration as plain containers, for ``config.yaml``, checkpoints and hyperparameters."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
+
+
+def from_plain(node: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of :func:`to_plain`, of one node: ``values`` as an object of the dataclass ``node``."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create(dict(values))))

@@ -46,6 +46,8 @@ class PolicyConfig:
     """Tokens of a micro-batch. The gradient does not depend on it, but for rounding; memory and speed do."""
     head_chunk_tokens: int = key(256, above=0)
     """Tokens whose logits are in memory at the same time; fewer if the vocabulary is larger than 65,536."""
+    fused_lora: bool = True
+    """An adapter's second product adds itself to the layer's output, instead of a pass of its own."""
 
 
 @dataclass(kw_only=True)

@@ -54,6 +54,10 @@ class ModelConfig:
     """Run code that comes with the model."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the tokenizer's chat template."""
+    lean_layers: bool = True
+    """Norms and gated MLPs keep fewer activations for the backward pass and compute the rest again."""
+    sparse_embedding: bool = True
+    """A tied embedding adds the rows of the tokens that occurred to the head's gradient, without a table of its own."""
 
 
 @dataclass(kw_only=True)
@@ -282,13 +286,11 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
-class LoggerConfig:
-    """What is recorded for people."""
+class ExtensionsConfig:
+    """What may be named in the configuration."""
 
-    tensorboard: bool = True
-    """Write TensorBoard's files."""
-    samples: int = key(4, at_least=0, identity=False)
-    """Rollouts, plain beside templated, that are shown per epoch."""
+    allow: list[str] = key([], identity=False)
+    """Packages, beside lightning and p2o, whose classes ``callbacks`` and ``logger`` may name as ``_target_``."""
 
 
 @dataclass(kw_only=True)
@@ -333,7 +335,11 @@ class Config:
     reflector: ReflectorConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: dict[str, Any] = key({}, identity=False)
+    """Lightning callbacks by name: ``_target_`` is the class, the other keys are its arguments."""
+    logger: dict[str, Any] = key({}, identity=False)
+    """Lightning loggers by name, in the same form."""
+    extensions: ExtensionsConfig = field(default_factory=ExtensionsConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
 
