@@ -1,4 +1,4 @@
-"""How the commands end: 0 well, 2 at what the user must mend, 1 at a fault, 128 and its number at a signal."""
+"""How the commands end: 0 if all is well, 2 at what the user must fix, 1 at a fault, 128 and its number at a signal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def refuse(message: object) -> NoReturn:
-    """End with a message about what the user must mend."""
+    """End with a message about what the user must fix."""
     print(message, file=sys.stderr)
     sys.exit(2)
 
@@ -16,7 +16,7 @@ def refuse(message: object) -> NoReturn:
 def run_command(main: Callable[[], object], root: type) -> None:
     """Run one of Hydra's commands, whose configuration has the shape ``root``.
 
-    Hydra ends with 1 both where it cannot compose what was given and where a sweep's job failed: the former becomes 2.
+    Hydra ends with 1 both if it cannot compose what was given and if a sweep's job failed: the former becomes 2.
     """
     from hydra.core.hydra_config import HydraConfig
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_module
 from hydra.errors import ConfigCompositionException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from p2o.config import Config, ConfigError, load_config, validate
+from p2o.config.evaluation import BenchmarkSet
+from p2o.config.identity import flat
 from p2o.config.suggest import unknown_keys
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -59,10 +64,59 @@ def test_every_file_composes_and_loads(
         overrides.append("rollout.urls=[http://localhost:8000]")
     if (group, choice) == ("hard_set", "official"):
         overrides.append("hard_set.plain_rollouts=0")
-    assert isinstance(load_config(compose_tree(*overrides)), Config)
+    tree = compose_tree(*overrides)
+    assert isinstance(load_config(tree), Config)
+    if group != "experiment":  # says what it studies, whatever a scale has set before it
+        assert repeated(said(group, choice), tree) == []
 
 
-def test_a_function_of_ones_own_gets_the_whole_response_unless_told(configure: Callable[..., Config]) -> None:
+def said(group: str, choice: str) -> dict[str, Any]:
+    """Dotted keys and values of a file of ``conf/``."""
+    path = CONF / group / f"{choice}.yaml"
+    values = yaml.safe_load(path.read_text()) or {}
+    values.pop("defaults", None)
+    return flat(values if "@package _global_" in path.read_text() or not values else {group: values})
+
+
+def repeated(values: Mapping[str, Any], tree: DictConfig) -> list[str]:
+    """Keys with the value that the schema gives them anyway, by the schemas of the nodes in ``tree``."""
+    return [key for key, value in values.items() if value == schema_default(key, tree)]
+
+
+def schema_default(key: str, tree: DictConfig) -> Any:
+    *nodes, name = key.split(".")
+    schema = OmegaConf.get_type(OmegaConf.select(tree, ".".join(nodes)) if nodes else tree)
+    fields = {field.name: field for field in dataclasses.fields(schema)} if dataclasses.is_dataclass(schema) else {}
+    if name not in fields:
+        return MISSING  # below a mapping
+    field = fields[name]
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+@pytest.mark.parametrize("name", ["config", "evaluate"])
+def test_a_primary_file_repeats_no_default(name: str, tmp_path: Path) -> None:
+    values = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        tree = compose(name, overrides=[f"run_dir={tmp_path}"])
+    own = {key: value for key, value in values.items() if key not in ("defaults", "hydra")}
+    assert repeated(flat(own), tree) == []
+
+
+def test_a_benchmark_repeats_no_default() -> None:
+    for path in sorted((CONF / "benchmarks").glob("*.yaml")):
+        values = flat(yaml.safe_load(path.read_text()))
+        assert repeated(values, OmegaConf.structured(BenchmarkSet)) == [], path.name
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in APPENDED | {"debug"}])
+def test_a_default_is_not_one_that_every_choice_replaces(group: str, compose_tree: Callable[..., DictConfig]) -> None:
+    files = [said(group, choice) for owner, choice in CHOICES if owner == group]
+    tree = compose_tree()
+    everywhere = set.intersection(*map(set, files))
+    assert {key for key in everywhere if schema_default(key, tree) != MISSING} == set()
+
+
+def test_a_custom_function_gets_the_whole_response_unless_told(configure: Callable[..., Config]) -> None:
     function = ("reward=function", "reward.function=math.isclose")
     assert configure(*function).reward.extract == ["whole"]
     assert configure(*function, "reward.extract=[boxed]").reward.extract == ["boxed"]
@@ -84,9 +138,9 @@ def test_every_experiment_is_valid_at_every_scale(
 def test_an_experiment_differs_from_teacher_ref_only_in_what_it_says(
     experiment: str, compose_tree: Callable[..., DictConfig]
 ) -> None:
-    said = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
-    overridden = {next(iter(item)).removeprefix("override /") for item in said.get("defaults", [])}
-    touched = overridden | (said.keys() - {"defaults"})
+    own = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    overridden = {next(iter(item)).removeprefix("override /") for item in own.get("defaults", [])}
+    touched = overridden | (own.keys() - {"defaults"})
     base, tree = compose_tree("+experiment=teacher_ref"), compose_tree(f"+experiment={experiment}")
     assert {key for key in tree if tree[key] != base[key]} <= touched
 
@@ -174,37 +228,40 @@ def test_known_and_foreign_keys_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["policy.rollouts=1"], "policy.rollouts=1"),
+        (["policy.rollouts=1"], "policy.rollouts=1 must be at least 2"),
         (["hard_set.tau=7"], "hard_set.tau=7 exceeds policy.rollouts=6"),
         (["rollout.temperature=0"], "rollout.temperature must be above 0"),
         (["rollout.top_p=0.9"], "use rollout.top_p=1 or distillation=replace"),
         (["rollout.top_p=0.9", "distillation=replace", "rollout.importance=token"], "or rollout.importance=off"),
-        (["rollout=vllm", "rollout.weight_transfer=disk"], "rollout.weight_transfer=disk is none of auto, folder"),
+        (["rollout=vllm", "rollout.weight_transfer=disk"], "rollout.weight_transfer=disk must be one of auto, folder"),
         (["rollout=vllm_server"], "rollout=vllm_server needs rollout.urls"),
         (["rollout=vllm_server", "rollout.urls=[http://x]", "tuning=full"], "use tuning=lora, or rollout=vllm"),
         (["gepa.dev_samples=4"], "gepa.temperature > 0"),
-        (["hard_set.plain_rollouts=6"], "hard_set.plain_rollouts=6"),
+        (["hard_set.plain_rollouts=6"], "hard_set.plain_rollouts=6 must be below policy.rollouts=6"),
         (["hard_set.plain_rollouts=0"], "hard_set=official"),
-        (["policy.loss=ppo"], "policy.loss=ppo is none of grpo"),
-        (["data=jsonl", "data.path=absent.jsonl", "reward=math"], "data.path=absent.jsonl is no file"),
+        (["policy.loss=ppo"], "policy.loss=ppo must be one of grpo, dr_grpo, dapo, a dotted name"),
+        (["data=jsonl", "data.path=absent.jsonl", "reward=math"], "data.path=absent.jsonl is not a file"),
         (["reward=function"], "reward.function"),
         (["data=deepscaler_5k"], "use reward=math"),
         (["data.prompt=hello"], "data.prompt must contain {question}"),
         (["+experiment=grpo_equal_tokens"], "budget.tokens=0 must be above 0"),
-        (["policy.betas=[0.9]"], "policy.betas=[0.9]: give two numbers in [0, 1)"),
-        (["policy.betas=[0.9,1.0]"], "give two numbers in [0, 1)"),
+        (["policy.betas=[0.9]"], "policy.betas=[0.9]: give two numbers, such as [0.9,0.999]"),
+        (["policy.betas=[0.9,1.0]"], "policy.betas=[0.9, 1.0]: each must be at least 0 and below 1"),
         (["policy.dual_clip=0.5"], "policy.dual_clip=0.5: give at least 1, or 0 for none"),
-        (["tuning.dropout=1"], "tuning.dropout=1.0 must lie in [0, 1)"),
-        (["rollout=vllm", "rollout.gpu_memory_utilization=1.5"], "must lie in (0, 1]"),
+        (["tuning.dropout=1"], "tuning.dropout=1.0 must be at least 0 and below 1"),
+        (
+            ["rollout=vllm", "rollout.gpu_memory_utilization=1.5"],
+            "utilization=1.5 must be above 0 and at most 1",
+        ),
         (["rollout=vllm", "trainer=gpu", "model.dtype=float32"], "use model.dtype=bfloat16, or rollout=hf"),
-        (["rollout=vllm_server", "rollout.urls=[localhost:8000]"], "rollout.urls: localhost:8000 is no address"),
+        (["rollout=vllm_server", "rollout.urls=[localhost:8000]"], "rollout.urls: localhost:8000 is not an address"),
         (["model.attn_implementation=eager"], "policy.layout=shared_prefix needs model.attn_implementation=sdpa"),
-        (["model=tiny", "model.architecture=nonsense"], "model.architecture=nonsense is none of llama, qwen3"),
+        (["model=tiny", "model.architecture=nonsense"], "model.architecture=nonsense must be one of llama, qwen3"),
         (["gepa.metric_calls=null", "gepa.candidates=0"], "gepa.candidates=0 must be above 0"),
         (["tuning.learning_rate=nan"], "tuning.learning_rate=nan must be above 0"),
     ],
 )
-def test_rules_across_fields_name_the_key_and_the_mend(
+def test_what_is_refused_names_the_key_and_the_fix(
     overrides: list[str], message: str, configure: Callable[..., Config]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -231,7 +288,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     assert typo.stderr.strip() == "unknown key polcy.rollouts, did you mean policy.rollouts?"
     invalid = run("policy.rollouts=1")
     assert invalid.returncode == 2
-    assert "policy.rollouts=1: a group of one has no advantage" in invalid.stderr
+    assert "policy.rollouts=1 must be at least 2" in invalid.stderr
     absent = run("data=gsm_9k")
     assert absent.returncode == 2
     assert "reasoning_gym" in absent.stderr, "those that there are"

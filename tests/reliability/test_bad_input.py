@@ -139,5 +139,5 @@ def test_a_tokenizer_without_a_chat_template_is_refused(driver: Driver, whole: P
 
 
 def test_a_group_of_one_is_refused(configure: Callable[..., Config]) -> None:
-    with pytest.raises(ConfigError, match=r"policy\.rollouts=1: a group of one has no advantage, use at least 2"):
+    with pytest.raises(ConfigError, match=r"policy\.rollouts=1 must be at least 2"):
         configure(*JOB, "policy.rollouts=1", "hard_set.tau=1", "hard_set=official")

@@ -16,7 +16,7 @@ from p2o import json_lines
 from p2o.algorithm.module import Alternation, P2OModule
 from p2o.algorithm.state import RunState
 from p2o.callbacks.hooks import P2OCallback
-from p2o.config.identity import flat
+from p2o.config.identity import WITHOUT_IDENTITY, flat
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
 from p2o.environment import read_overrides
@@ -28,7 +28,6 @@ from p2o.reporting.closing import closing_table
 from p2o.reporting.epoch_summary import EpochSummary, epoch_summary
 from p2o.reporting.report import write_report
 from p2o.reporting.rollout_log import RolloutLog
-from p2o.reporting.runs import IGNORED
 from p2o.reporting.scalars import (
     LAYOUT,
     Scalars,
@@ -180,7 +179,7 @@ def hyperparameters(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
     the overrides tell the most. What they say that does not make another study, and what has a column, is left out.
     """
     first = {"name": "Experiment", "scale": "Scale", "seed": "Seed"}
-    told = IGNORED | {"experiment", "scale", "hydra.mode"}
+    told = WITHOUT_IDENTITY | {"seed", "experiment", "scale", "hydra.mode"}
     own = sorted(item for item in overrides if item.lstrip("+~").split("=")[0] not in told)
     return {"Overrides": " ".join(own) or "none"} | {
         first.get(key, key): value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -2,8 +2,8 @@
 
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.load import load_config, load_evaluation, register_schemas
+from p2o.config.rules import ConfigError, validate
 from p2o.config.schema import Config
-from p2o.config.validate import ConfigError, validate
 
 __all__ = [
     "Config",

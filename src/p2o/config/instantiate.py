@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from p2o.config.validate import ConfigError
+from p2o.config.rules import ConfigError
 
 ALLOWED = ("lightning", "p2o")
 """Packages whose classes may always be named."""

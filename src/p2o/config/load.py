@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
@@ -11,43 +11,12 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from p2o.config import schema
 from p2o.config.evaluation import EvaluateConfig
-from p2o.config.schema import Config
+from p2o.config.rules import ConfigError, validate
+from p2o.config.schema import SCHEMAS, Config
 from p2o.config.search_path import ExperimentsSearchPath
-from p2o.config.validate import ConfigError, validate
-from p2o.config.validate_evaluation import validate_evaluation
 
 Root = TypeVar("Root", Config, EvaluateConfig)
-
-SCHEMAS: dict[str, dict[str, type]] = {
-    "model": {
-        "hub": schema.ModelConfig,
-        "wheel": schema.WheelModel,
-        "random": schema.RandomModel,
-        "custom": schema.CustomModel,
-    },
-    "tuning": {"lora": schema.LoraTuning, "full": schema.FullTuning},
-    "data": {
-        "reasoning_gym": schema.ReasoningGymData,
-        "hub": schema.HubData,
-        "jsonl": schema.JsonlData,
-        "custom": schema.CustomData,
-    },
-    "rollout": {
-        "hf": schema.HfRollout,
-        "vllm": schema.VllmRollout,
-        "vllm_server": schema.VllmServerRollout,
-        "custom": schema.CustomRollout,
-    },
-    "reflector": {
-        "strategies": schema.StrategiesReflector,
-        "openai": schema.OpenAIReflector,
-        "reference": schema.ReferenceReflector,
-        "custom": schema.CustomReflector,
-    },
-}
-"""The nodes whose choices have fields of their own: ``conf/<node>/*.yaml`` name theirs as ``/schema/<node>/<kind>``."""
 
 
 def register_schemas() -> None:
@@ -68,17 +37,17 @@ def register_schemas() -> None:
 def load_config(composed: DictConfig) -> Config:
     """The composed tree as dataclasses, checked by :func:`validate`.
 
-    Raises :class:`ConfigError` with one line a problem, each naming the key and what to change.
+    Raises :class:`ConfigError` with one line per problem, each naming the key and what to change.
     """
-    return _checked(_to_object(composed, Config), validate)
+    return _load(composed, Config)
 
 
 def load_evaluation(composed: DictConfig) -> EvaluateConfig:
     """As :func:`load_config`, of ``conf/evaluate.yaml``."""
-    return _checked(_to_object(composed, EvaluateConfig), validate_evaluation)
+    return _load(composed, EvaluateConfig)
 
 
-def _to_object(composed: DictConfig, root: type[Root]) -> Root:
+def _load(composed: DictConfig, root: type[Root]) -> Root:
     if unknown := list(_unknown(composed, "")):
         raise ConfigError([f"unknown key {key}" for key in unknown])
     try:
@@ -89,11 +58,7 @@ def _to_object(composed: DictConfig, root: type[Root]) -> Root:
             raise ConfigError([f"{key} is not set: give {key}=<value>" for key in missing]) from error
         raise ConfigError([str(error).splitlines()[0]]) from error
     assert isinstance(config, root)
-    return config
-
-
-def _checked(config: Root, rules: Callable[[Root], list[str]]) -> Root:
-    if problems := rules(config):
+    if problems := validate(config):
         raise ConfigError(problems)
     return config
 

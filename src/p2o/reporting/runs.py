@@ -15,11 +15,9 @@ import yaml
 from scipy import stats
 
 from p2o import json_lines
-from p2o.config.identity import WITHOUT_MEANING, flat
+from p2o.config.identity import flat, identity
 from p2o.reporting.template_pool import read_pools
 
-IGNORED = WITHOUT_MEANING | {"seed"}
-"""Keys that do not make two runs different studies."""
 LABELLED = 2
 """Differing keys that a label names where two groups have the same experiment."""
 
@@ -106,7 +104,8 @@ def grouped(runs: Iterable[Run]) -> list[RunGroup]:
 
 
 def studied(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in IGNORED}
+    """The keys that make two runs different studies."""
+    return {key: value for key, value in identity(config).items() if key != "seed"}
 
 
 def differences(groups: Sequence[RunGroup]) -> dict[str, list[Any]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import openai
 
-from p2o.config.ranges import is_address
+from p2o.config.rules import is_address
 from p2o.config.schema import OpenAIReflector as EndpointConfig
 from p2o.evolution.reflectors.base import ReflectorError
 
