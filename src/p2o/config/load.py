@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
@@ -17,8 +17,10 @@ from p2o.config.schema import Config
 from p2o.config.search_path import ExperimentsSearchPath
 from p2o.config.validate import ConfigError, validate
 from p2o.config.validate_evaluation import validate_evaluation
+from p2o.extensions import ExtensionError
 
 Root = TypeVar("Root", Config, EvaluateConfig)
+Params = TypeVar("Params")
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "model": {
@@ -112,3 +114,19 @@ def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
 def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
     """The configuration as plain containers, for ``config.yaml``, checkpoints and hyperparameters."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
+
+
+def from_plain(node: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of :func:`to_plain`, of one node: ``values`` as an object of the dataclass ``node``."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create(dict(values))))
+
+
+def read_params(params: Mapping[str, Any], node: type[Params], key: str) -> Params:
+    """The free-form ``params`` of a custom part as an object of the dataclass ``node``.
+
+    Raises :class:`ExtensionError` naming ``key.<field>`` for an unknown name, a missing one and a wrong type.
+    """
+    try:
+        return cast(Params, from_plain(node, params))
+    except OmegaConfBaseException as error:
+        raise ExtensionError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error

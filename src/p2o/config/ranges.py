@@ -51,7 +51,6 @@ NOT_NEGATIVE = (
     *("rollout.max_restarts", "rollout.retry_s", "rollout.max_retries"),
     *("gepa.temperature", "validation.temperature", "reflector.temperature"),
     *("reflector.max_retries", "reflector.backoff_s", "reflector.max_wait_s", "reflector.breaker_cooldown_s"),
-    "logger.samples",
     # of an evaluation
     "temperature",
 )

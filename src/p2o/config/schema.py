@@ -26,6 +26,10 @@ class ModelConfig:
     a small part of the memory."""
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    lean_layers: bool = True
+    """Norms and gated MLPs keep fewer activations for the backward pass and compute the rest again."""
+    sparse_embedding: bool = True
+    """A tied embedding adds the rows of the tokens that occurred to the head's gradient, without a table of its own."""
 
 
 @dataclass(kw_only=True)
@@ -267,6 +271,8 @@ class PolicyConfig:
     """padded | packed | shared_prefix: how rollouts are laid out in a micro-batch."""
     micro_batch_tokens: int = 2048
     head_chunk_tokens: int = 256
+    fused_lora: bool = True
+    """An adapter's second product adds itself to the layer's output, instead of a pass of its own."""
 
 
 @dataclass(kw_only=True)
@@ -399,10 +405,9 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
-class LoggerConfig:
-    tensorboard: bool = True
-    samples: int = 4
-    """Rollouts, plain beside templated, that are shown per epoch."""
+class ExtensionsConfig:
+    allow: list[str] = field(default_factory=list)
+    """Packages, beside lightning and p2o, whose classes ``callbacks`` and ``logger`` may name as ``_target_``."""
 
 
 @dataclass(kw_only=True)
@@ -437,5 +442,9 @@ class Config:
     reflector: ReflectorConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks by name: ``_target_`` is the class, the other keys are its arguments."""
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Lightning loggers by name, in the same form."""
+    extensions: ExtensionsConfig = field(default_factory=ExtensionsConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

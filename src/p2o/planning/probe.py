@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from p2o.algorithm.policy_step import update
+from p2o.algorithm.policy_step import Objective, update
 from p2o.config.schema import Config, HfRollout
 from p2o.planning.counts import Counts
 from p2o.policy.model import load_policy
@@ -13,7 +13,7 @@ from p2o.policy.optimizer import adamw
 from p2o.profile import elapsed
 from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.rollout.prompts import PromptRenderer
-from p2o.rounds import rounds_of_epoch
+from p2o.tasks.rounds import rounds_of_epoch
 from p2o.types import (
     PLAIN,
     Generation,
@@ -76,17 +76,9 @@ def probe(config: Config, problems: Sequence[Problem]) -> Pace:
     engine.close()
     groups = [_group(problem, prompts[i * k].tokens, made[i * k : (i + 1) * k]) for i, problem in enumerate(asked)]
     optimizer = adamw(policy, config.tuning.learning_rate, config.policy)
+    objective = Objective.of(config)
     _, training = elapsed(
-        lambda: update(
-            policy,
-            optimizer,
-            groups,
-            config.policy,
-            config.distillation,
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            seed=0,
-        )
+        lambda: update(policy, optimizer, None, [objective.advantages(group) for group in groups], objective, seed=0)
     )
     tokens = sum(len(generation.tokens) for generation in made)
     cut = limit < config.rollout.max_new_tokens

@@ -13,7 +13,6 @@ from markupsafe import Markup
 
 from p2o.files import write_atomic
 from p2o.reporting.charts import Bar, Line, bar_chart, line_chart, number, score_bar, strip
-from p2o.reporting.pool import template_texts
 from p2o.reporting.rollout_log import epoch_files
 from p2o.reporting.runs import (
     Estimate,
@@ -28,6 +27,7 @@ from p2o.reporting.runs import (
 )
 from p2o.reporting.samples import Pair, pairs
 from p2o.reporting.summary import LEDGER_COUNTS
+from p2o.reporting.template_pool import template_texts
 from p2o.types import Phase
 
 COLOURS = 8

@@ -1,17 +1,24 @@
-"""Rounds of questions for Lightning: one batch is one round, and the position lives in the RunState."""
+"""Rounds of questions for Lightning: one batch is one round, and the position is the run's own."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from lightning import LightningDataModule
 
-from p2o.algorithm.state import RunState
 from p2o.config.schema import Config
 from p2o.types import Problem, derive_seed
+
+
+class Position(Protocol):
+    """Where a run stands: the epoch, and the rounds of it that are done."""
+
+    epoch: int
+    round: int
 
 
 class RoundLoader:
@@ -50,7 +57,7 @@ def num_rounds(num_problems: int, config: Config) -> int:
 class RoundDataModule(LightningDataModule):
     """Hands the trainer the rounds of the epoch that the state is in, from the state's cursor on."""
 
-    def __init__(self, problems: Sequence[Problem], config: Config, state: RunState) -> None:
+    def __init__(self, problems: Sequence[Problem], config: Config, state: Position) -> None:
         super().__init__()
         self._problems = problems
         self._config = config

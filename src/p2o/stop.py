@@ -1,4 +1,4 @@
-"""Stopping on request: SIGTERM and Ctrl-C end a run at a point that it can go on from."""
+"""Stopping on request: SIGTERM and Ctrl-C end a run at a point that it can continue from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The run was asked to stop. No ``Exception``: nothing that handles errors may take it for one."""
+    """The run was asked to stop. Not an ``Exception``: nothing that handles errors may take it for one."""
 
     def __init__(self, by: signal.Signals) -> None:
         super().__init__(by.name)
@@ -20,20 +20,21 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 128 and the number of the signal."""
+        """The shell's convention: 128 plus the number of the signal."""
         return 128 + self.by
 
 
 class Stop:
-    """Turns the first signal into :class:`Stopped`: at once, or where a block that is better finished ends.
+    """Turns the first signal into :class:`Stopped`: at once, or when the block that defers it ends.
 
-    Every file of a run is whole at any moment, so stopping at once is safe; a block is deferred for the sake of the
-    work in it. A second signal does not wait.
+    Every file of a run is whole at any moment, so stopping at once is safe; a stop is deferred to save the work in
+    progress. A second signal does not wait.
     """
 
     def __init__(self) -> None:
         self._by: signal.Signals | None = None
-        self._deferrals = 0
+        self.deferred = False
+        """While this is set, a signal waits for :meth:`check`."""
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
@@ -48,28 +49,18 @@ class Stop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """A block that a signal does not cut: the stop comes at its end, or where it calls :meth:`check`."""
-        self._deferrals += 1
-        try:
-            yield
-        finally:
-            self._deferrals -= 1
-        self.check()
-
     @property
     def asked(self) -> bool:
         """Whether a signal has come."""
         return self._by is not None
 
     def check(self) -> None:
-        """Raise :class:`Stopped` where a signal has come."""
+        """Raise :class:`Stopped` if a signal has come."""
         if self._by is not None:
             raise Stopped(self._by)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         impatient = self._by is not None
         self._by = signal.Signals(number)
-        if impatient or not self._deferrals:
+        if impatient or not self.deferred:
             self.check()

@@ -26,9 +26,9 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
         case ReasoningGymData():
             train, val = gym.load(data, report)
         case HubData():
-            from p2o.tasks import hub  # brings in the datasets library, which takes its time
+            from p2o.tasks import hub_data  # brings in the datasets library, which takes its time
 
-            train, val = hub.load(data, report)
+            train, val = hub_data.load(data, report)
         case JsonlData():
             train, val = jsonl.load(data, report)
         case CustomData():

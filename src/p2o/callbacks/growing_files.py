@@ -14,13 +14,13 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-def positions(run_dir: Path) -> dict[str, int]:
-    """Path below ``run_dir`` → bytes, of ``metrics.jsonl`` and TensorBoard's files; what is buffered counts not."""
+def file_sizes(run_dir: Path) -> dict[str, int]:
+    """Path below ``run_dir`` → bytes, of ``metrics.jsonl`` and TensorBoard's files; buffered bytes do not count."""
     return {str(path.relative_to(run_dir)): path.stat().st_size for path in _growing(run_dir)}
 
 
-def rewind(run_dir: Path, known: Mapping[str, int]) -> None:
-    """Cut the growing files to ``known``, and delete those that it lacks. Nothing may have them open."""
+def rewind_files(run_dir: Path, known: Mapping[str, int]) -> None:
+    """Cut the growing files to ``known``, and delete any others. Nothing may have them open."""
     for path in list(_growing(run_dir)):
         size = known.get(str(path.relative_to(run_dir)))
         if size is None:
@@ -31,7 +31,7 @@ def rewind(run_dir: Path, known: Mapping[str, int]) -> None:
         path = run_dir / name
         if not path.exists() or path.stat().st_size < size:
             log.warning(
-                "%s is shorter than the checkpoint says: what it lacks is lost to the charts, not to the run", path
+                "%s is shorter than the checkpoint says: the charts lose what is missing, the run loses nothing", path
             )
 
 

@@ -6,15 +6,16 @@ from math import comb
 
 import pytest
 
-from p2o.algorithm.epoch_summary import compared, epoch_summary
 from p2o.algorithm.hard_set import HardSet, Record
-from p2o.algorithm.state import EpochSummary, RunState
+from p2o.algorithm.module import Alternation
+from p2o.algorithm.state import RunState
+from p2o.reporting.epoch_summary import EpochSummary, compared, epoch_summary
 from p2o.types import Assignment
 
 
 def summary(*records: Record) -> EpochSummary:
     state = RunState(records={f"q{i}": record for i, record in enumerate(records)})
-    return epoch_summary(state, HardSet(), None, Assignment(), "")
+    return epoch_summary(state, Alternation(HardSet(), None, Assignment(), ""))
 
 
 def test_plain_and_evolved_are_compared_on_the_same_questions_at_the_same_k() -> None:
