@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
-from p2o.policy.memory import OutOfMemoryError
+from p2o.policy.memory import KERNELS, OutOfMemoryError, keep_fewer_kernels
 from p2o.policy.model import Policy
 
 Tiny = Callable[..., Policy]
@@ -176,6 +176,16 @@ def test_memory_that_the_operating_system_refuses(tiny_policy: Tiny) -> None:
     assert_same_gradients(recorder.gradients[0], expected.gradients[0])
 
 
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def test_fewer_kernels_are_kept_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {CAPACITIES[1]: "1024"})
+    keep_fewer_kernels()
+    assert [os.environ[name] for name in CAPACITIES] == [str(KERNELS), "1024"]
+    assert KERNELS < 1024
+
+
 KERNELS_OF_MANY_SHAPES = """
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +212,7 @@ def kernels_mib(**environment: str) -> float:
     return float(subprocess.run(command, env=variables | environment, check=True, capture_output=True).stdout)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     reason="this processor's products of bfloat16 are not oneDNN's",
