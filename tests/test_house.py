@@ -37,7 +37,7 @@ WALLS = {
     "gepa": {"evolution"},
     "lightning": {"algorithm/module.py", "tasks/rounds.py", "callbacks", "job.py"},
     "hydra": {"config", "command.py", "run.py", "evaluate.py", "launcher.py"},
-    "omegaconf": {"config", "extensions.py", "run.py", "evaluate.py", "report.py", "launcher.py", "launch.py"},
+    "omegaconf": {"config", "run.py", "evaluate.py", "report.py", "launcher.py", "launch.py"},
 }
 """Third-party package → the rooms and files that may import it."""
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from experiments.latent_skill.questions import FENCE, WORDS, Family, families, pretraining_example
-from p2o.extensions import read_params
+from p2o.config import read_params
 from p2o.logs import TERMINAL
 from p2o.policy.builders import ModelError
 from p2o.rollout.prompts import PLACEHOLDER, PromptRenderer

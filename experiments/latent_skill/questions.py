@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from p2o.config import read_params
 from p2o.config.schema import CustomData
-from p2o.extensions import read_params
 from p2o.tasks import DataError
 from p2o.tasks.problem_set import question_id
 from p2o.types import Problem, derive_seed
@@ -162,7 +162,7 @@ class QuestionParams:
 
 
 def families_of(data: CustomData) -> list[Family]:
-    """The families of ``data.params``; raises as :func:`families` and :func:`~p2o.extensions.read_params` do."""
+    """The families of ``data.params``; raises as :func:`families` and :func:`~p2o.config.read_params` do."""
     return families(read_params(data.params, QuestionParams, "data.params").families, "data.params.families")
 
 

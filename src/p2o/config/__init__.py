@@ -1,7 +1,7 @@
 """Composing, checking and handing out the configuration."""
 
 from p2o.config.evaluation import EvaluateConfig
-from p2o.config.load import load_config, load_evaluation, register_schemas
+from p2o.config.load import load_config, load_evaluation, read_params, register_schemas
 from p2o.config.rules import ConfigError, validate
 from p2o.config.schema import Config
 
@@ -11,6 +11,7 @@ __all__ = [
     "EvaluateConfig",
     "load_config",
     "load_evaluation",
+    "read_params",
     "register_schemas",
     "validate",
 ]

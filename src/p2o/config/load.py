@@ -15,8 +15,10 @@ from p2o.config.evaluation import EvaluateConfig
 from p2o.config.rules import ConfigError, validate
 from p2o.config.schema import SCHEMAS, Config
 from p2o.config.search_path import ExperimentsSearchPath
+from p2o.extensions import ExtensionError
 
 Root = TypeVar("Root", Config, EvaluateConfig)
+Params = TypeVar("Params")
 
 
 def register_schemas() -> None:
@@ -82,3 +84,14 @@ def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
 def from_plain(node: type, values: Mapping[str, Any]) -> Any:
     """The inverse of :func:`to_plain`, of one node: ``values`` as an object of the dataclass ``node``."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create(dict(values))))
+
+
+def read_params(params: Mapping[str, Any], node: type[Params], key: str) -> Params:
+    """The free-form ``params`` of a custom part as an object of the dataclass ``node``.
+
+    Raises :class:`ExtensionError` naming ``key.<field>`` for an unknown name, a missing one and a wrong type.
+    """
+    try:
+        return cast(Params, from_plain(node, params))
+    except OmegaConfBaseException as error:
+        raise ExtensionError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
