@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from p2o.reporting.pool import template_texts
+from p2o.reporting.template_pool import template_texts
 from p2o.tasks import DataError
 
 

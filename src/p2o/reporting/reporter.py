@@ -17,11 +17,10 @@ from p2o.environment import read_overrides
 from p2o.files import write_json
 from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
-from p2o.reporting.pool import read_pools, rewind_pools, template_texts, write_pool
-from p2o.reporting.report import write_report
+from p2o.reporting.html_report import write_report
+from p2o.reporting.pairs import pairs
 from p2o.reporting.rollout_log import Advantages, RolloutLog
 from p2o.reporting.runs import IGNORED
-from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,
     Scalars,
@@ -33,6 +32,7 @@ from p2o.reporting.scalars import (
     under,
 )
 from p2o.reporting.summary import summary
+from p2o.reporting.template_pool import read_pools, rewind_pools, template_texts, write_pool
 from p2o.reporting.texts import pairs_markdown, templates_markdown
 from p2o.types import Assignment, Group, Rollout
 

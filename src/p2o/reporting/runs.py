@@ -16,7 +16,7 @@ from scipy import stats
 
 from p2o import json_lines
 from p2o.config.identity import WITHOUT_MEANING, flat
-from p2o.reporting.pool import read_pools
+from p2o.reporting.template_pool import read_pools
 
 IGNORED = WITHOUT_MEANING | {"seed"}
 """Keys that do not make two runs different studies."""
