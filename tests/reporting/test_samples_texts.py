@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from p2o.reporting.pairs import Pair, pairs
 from p2o.reporting.rollout_log import RolloutLog
+from p2o.reporting.samples import Pair, pairs
 from p2o.reporting.texts import LONGEST, literal, pairs_markdown, templates_markdown
 from p2o.types import Group
 

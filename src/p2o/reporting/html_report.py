@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from p2o.files import write_atomic
 from p2o.reporting.charts import Chart, Line, line_chart, number
-from p2o.reporting.pairs import Pair, pairs
 from p2o.reporting.rollout_log import epoch_files
 from p2o.reporting.runs import (
     Estimate,
@@ -28,6 +27,7 @@ from p2o.reporting.runs import (
     load_run,
     optional_estimate,
 )
+from p2o.reporting.samples import Pair, pairs
 from p2o.reporting.summary import LEDGER_COUNTS
 from p2o.reporting.template_pool import template_texts
 from p2o.types import Phase

@@ -18,9 +18,9 @@ from p2o.files import write_json
 from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
 from p2o.reporting.html_report import write_report
-from p2o.reporting.pairs import pairs
 from p2o.reporting.rollout_log import Advantages, RolloutLog
 from p2o.reporting.runs import IGNORED
+from p2o.reporting.samples import pairs
 from p2o.reporting.scalars import (
     LAYOUT,
     Scalars,

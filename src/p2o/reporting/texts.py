@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from p2o.reporting.pairs import Pair, Row
+from p2o.reporting.samples import Pair, Row
 from p2o.types import PLAIN
 
 LONGEST = 4000
