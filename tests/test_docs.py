@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +34,29 @@ def test_the_reward_of_extend_md_scores_what_is_in_the_box(tmp_path: Path, monke
         (Outcome.WRONG, 0.5),
         (Outcome.UNPARSEABLE, 0.0),
     ]
+
+
+def test_every_part_of_extend_md_works_together(tmp_path: Path) -> None:
+    """The command at the top of the document, with the files that it shows, on the tiny model."""
+    text = EXTEND.read_text()
+    for name, content in BLOCK.findall(text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (command,) = (part for part in text.split("\n\n") if "--config-dir conf debug=tiny" in part)
+    words = shlex.split(command.replace("\\\n", " "))
+    arguments = words[words.index("p2o.run") + 1 :]
+    run = subprocess.run(
+        [sys.executable, "-m", "p2o.run", *arguments, "run_dir=run", "trainer.threads=1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "prompts at temperature 0.6" in run.stdout, "the engine"
+    assert re.search(r"step 0: 0\.\d+ of 8 answers", run.stdout), "the callback"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("policy/push_down" in row for row in rows), "the loss's own metric"
+    pool = json.loads((tmp_path / "run" / "evolution" / "epoch-000" / "pool.json").read_text())
+    assert pool["reflection_calls"] > 0, "the reflector"

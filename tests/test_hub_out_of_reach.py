@@ -16,7 +16,7 @@ import logging
 from p2o.config.schema import HubData, ModelConfig
 from p2o.policy.builders import ModelError, load_tokenizer
 from p2o.tasks import DataError
-from p2o.tasks.hub import open_dataset
+from p2o.tasks.hub_data import open_dataset
 from p2o.logs import quiet_libraries
 
 logging.basicConfig(format="%(message)s")

@@ -53,7 +53,7 @@ hydra:
     config:
       override_dirname:
         exclude_keys: [experiment, seed, run_dir, scale, budget.tokens, data.train_size, data.val_size, trainer.epochs,
-          model.steps, trainer.progress, reward.workers]
+          model.params.steps, trainer.progress, reward.workers]
   launcher:
     jobs: 2
     memory_gib: 0.1
@@ -61,7 +61,7 @@ hydra:
     params:
       +experiment: grpo
       +scale: latent_skill
-      model.steps: 20
+      model.params.steps: 20
       data.train_size: 8
       data.val_size: 4
       trainer.epochs: 1
@@ -134,6 +134,7 @@ def test_jobs_side_by_side_make_their_model_once_and_are_not_taken_for_others(
 ) -> None:
     """The budget is no part of the folders' name, so a sweep with another one finds them."""
     monkeypatch.setenv("P2O_CACHE", str(tmp_path / "models"))
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")  # what a checkout has
     (tmp_path / "sweep.yaml").write_text(SIDE_BY_SIDE)
 
     def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:

@@ -54,7 +54,7 @@ def test_the_wheel_holds_what_the_commands_read(tmp_path: Path) -> None:
     if Version(importlib.metadata.version("setuptools")) < Version("77"):
         pytest.skip("setuptools is too old to build the wheel")
     source = tmp_path / "source"
-    for name in ("src", "conf"):
+    for name in ("src", "conf", "experiments"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -70,3 +70,4 @@ def test_the_wheel_holds_what_the_commands_read(tmp_path: Path) -> None:
         if path.is_file() and path.suffix in (".py", ".yaml", ".html", ".css")
     }
     assert wanted - held == set()
+    assert not [name for name in held if "experiments" in name or "latent" in name], "the testbed stays in the checkout"

@@ -77,7 +77,9 @@ def test_a_launch_that_died_before_it_began_leaves_a_folder_that_can_be_used(
         assert sorted(path.name for path in run_dir.iterdir()) == ["config.yaml", "launch.log"]
 
 
-@pytest.mark.parametrize("override", ["profile=true", "logger.samples=0", "reward.workers=3", "trainer.progress=false"])
+@pytest.mark.parametrize(
+    "override", ["profile=true", "callbacks=none", "logger=off", "reward.workers=3", "trainer.progress=false"]
+)
 def test_what_changes_nothing_that_is_computed_may_change(override: str, configure: Callable[..., Config]) -> None:
     first = open_run_folder(configure())
     (first / "summary.json").write_text("{}")

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from p2o.faults import fault_point
+
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DRAFT = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 
@@ -31,7 +33,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        fault_point("a draft written", path=path, draft=draft)
         draft.replace(path)
+        fault_point("a draft renamed", path=path)
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -10,37 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 
 from p2o.algorithm.losses import preset
 from p2o.algorithm.module import P2OModule
 from p2o.algorithm.state import RunState, Stage
-from p2o.callbacks import positions
 from p2o.callbacks.checkpoint import CheckpointStore
+from p2o.callbacks.checkpointing import Checkpointing
+from p2o.callbacks.export import Export
+from p2o.callbacks.graceful_stop import GracefulStop
+from p2o.callbacks.growing_files import rewind_files
+from p2o.callbacks.profile_table import ProfileTable
 from p2o.callbacks.progress import Progress
-from p2o.callbacks.stop import Stop
+from p2o.callbacks.run_log import RunLog
 from p2o.config import ConfigError
 from p2o.config.identity import digest
+from p2o.config.instantiate import instantiate_nodes
 from p2o.config.load import to_plain
 from p2o.config.schema import Config, CustomRollout
 from p2o.environment import platform_of, record_environment, record_overrides, warn_of_another_platform
 from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
 from p2o.extensions import load_object
+from p2o.faults import fault_point
 from p2o.logs import log_to, quiet_libraries
 from p2o.policy.model import load_policy
 from p2o.policy.precision import hint_at_precision
 from p2o.profile import profiling
-from p2o.reporting.reporter import Reporter
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
 from p2o.rollout.hf.hf_engine import context_length
 from p2o.rollout.lengths import longest_sequences, within_context
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
-from p2o.rounds import RoundDataModule, num_rounds
 from p2o.run_folder import run_folder
+from p2o.stop import Stop
 from p2o.tasks import DataError, load_problems
+from p2o.tasks.rounds import RoundDataModule, num_rounds
 from p2o.types import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -69,7 +75,8 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
 
 def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
     quiet_libraries()
-    checkpoint = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config))).load()
+    store = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config)))
+    checkpoint = store.load()
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
         return RunResult(run_dir, state, already_done=True)
@@ -78,6 +85,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     record_overrides(run_dir, overrides)
     warn_of_another_platform(state.platform, platform := platform_of(config))
     state.platform = platform
+    loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)  # type: ignore[type-abstract]
+    watchers = instantiate_nodes(config.callbacks, "callbacks", Callback, config.extensions.allow)
     reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
@@ -87,8 +96,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             "give another run_dir"
         )
     state.data = problems.fingerprint
-    positions.rewind(run_dir, state.files)
-    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    rewind_files(run_dir, state.files)
+    policy = load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
@@ -97,37 +106,29 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
         within_context(of, renderer, context, config, name)
         for of, name in ((problems.train, "training"), (problems.val, "validation"))
     )
-    rounds = num_rounds(len(training), config) * config.trainer.epochs
     longest = longest_sequences(config, renderer, context)
-    with (
-        GraderPool(config.reward) as grader,
-        Progress(rounds, enabled=config.trainer.progress) as progress,
-        closing(build_engine(config, policy, longest)) as engine,
-    ):
+    with GraderPool(config.reward) as grader, closing(build_engine(config, policy, longest)) as engine:
         sampler = Sampler(engine, renderer, grader, state.ledger)
-        logger = _logger(config, run_dir, state)
-        module = P2OModule(
-            config,
-            policy,
-            sampler,
-            reflector,
-            training,
-            validation,
-            state,
-            total_rounds=rounds,
-            run_dir=run_dir,
-            reporter=Reporter(run_dir, config, logger=logger),
-            progress=progress,
-            resume_from=checkpoint,
-            stop=stop,
-        )
+        module = P2OModule(config, policy, sampler, reflector, training, validation, state, run_dir)
+        checkpoints = Checkpointing(store, run_dir, checkpoint, every=config.trainer.checkpoint_every, stop=stop)
+        callbacks = [
+            Export(store, run_dir),
+            RunLog(run_dir, config, loggers),
+            *([Progress(num_rounds(len(training), config) * config.trainer.epochs)] if config.trainer.progress else []),
+            *([ProfileTable()] if config.profile else []),
+            *watchers,
+            checkpoints,
+            GracefulStop(stop, checkpoints),
+        ]
         with profiling(policy, enabled=config.profile):
-            _trainer(config, state, logger).fit(module, datamodule=RoundDataModule(training, config, state))
+            trainer = _trainer(config, state, callbacks, loggers)
+            fault_point("the run begins", state=state)
+            trainer.fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 
 
-def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) -> Trainer:
-    """Lightning's side of the job: device and loggers. The position comes from ``state``, not from Lightning."""
+def _trainer(config: Config, state: RunState, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
+    """Lightning's side of the job. The position comes from ``state``, not from Lightning."""
     left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
     if state.stage is Stage.FINISH:
         left = 0
@@ -140,18 +141,10 @@ def _trainer(config: Config, state: RunState, logger: TensorBoardLogger | None) 
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=logger or False,
+        callbacks=list(callbacks),
+        logger=list(loggers),
         log_every_n_steps=1,
         use_distributed_sampler=False,
-    )
-
-
-def _logger(config: Config, run_dir: Path, state: RunState) -> TensorBoardLogger | None:
-    """TensorBoard under ``run_dir/tensorboard``; events past the checkpoint that we continue from are dropped."""
-    if not config.logger.tensorboard:
-        return None
-    return TensorBoardLogger(
-        run_dir, name="", version="tensorboard", purge_step=state.step + 1, default_hp_metric=False
     )
 
 

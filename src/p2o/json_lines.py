@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from p2o.faults import fault_point
 from p2o.files import naming, replacing
 
 Row = dict[str, Any]
@@ -20,7 +21,9 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add ``rows`` at the end and hand them to the operating system before returning."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path), path.open("ab") as file:
+        before = file.tell()
         file.writelines(encode(row) for row in rows)
+    fault_point("lines appended", path=path, before=before)
 
 
 def read(path: Path) -> Iterator[Row]:

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.callbacks.checkpoint import CheckpointError
-from p2o.callbacks.stop import Stop, Stopped
 from p2o.config import ConfigError, load_config
 from p2o.config.schema import Config
 from p2o.evolution.journal import JournalError
@@ -25,6 +24,7 @@ from p2o.policy.memory import OutOfMemoryError
 from p2o.rewards import RewardError
 from p2o.rollout.engine import EngineError
 from p2o.run_folder import RunFolderError
+from p2o.stop import Stop, Stopped
 from p2o.tasks import DataError
 
 INPUT_ERRORS = (

@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2o.algorithm.losses import MAX_LOG_RATIO, PRESETS, clipped_losses
+from p2o.algorithm.losses import MAX_LOG_RATIO, PRESETS, clipped_loss
 
 
 def one(ratio: float, advantage: float, *, dual_clip: float = 3.0) -> tuple[float, float, bool]:
     """Loss, its derivative by the new log-prob, and whether the clip decided."""
     old = torch.tensor([-1.0], dtype=torch.float64)
     new = (old + math.log(ratio)).requires_grad_()
-    losses = clipped_losses(
+    loss, metrics = clipped_loss(
         new, old, torch.tensor([advantage], dtype=torch.float64), clip_low=0.2, clip_high=0.3, dual_clip=dual_clip
     )
-    losses.loss.sum().backward()
+    loss.sum().backward()
     assert new.grad is not None
-    assert float(losses.ratio) == pytest.approx(ratio)
-    return float(losses.loss.detach()), float(new.grad), bool(losses.clipped)
+    assert float(metrics["mean_ratio"]) == pytest.approx(ratio)
+    return float(loss.detach()), float(new.grad), bool(metrics["clip_fraction"])
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_zero_leaves_the_dual_clip_out() -> None:
 def test_on_policy_the_gradient_is_that_of_the_advantage_times_the_log_prob() -> None:
     new = torch.tensor([-0.5, -7.0, -0.01], requires_grad=True)
     advantages = torch.tensor([1.5, -0.5, 0.0])
-    losses = clipped_losses(new, new.detach(), advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
-    losses.loss.sum().backward()
+    loss, metrics = clipped_loss(new, new.detach(), advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    loss.sum().backward()
     assert new.grad is not None
     assert torch.equal(new.grad, -advantages)
-    assert torch.equal(losses.ratio, torch.ones(3))
-    assert not losses.clipped.any()
+    assert torch.equal(metrics["mean_ratio"], torch.ones(3))
+    assert not metrics["clip_fraction"].any()
 
 
 @pytest.mark.parametrize("gap", [200.0, -200.0, math.inf])
@@ -65,14 +65,14 @@ def test_on_policy_the_gradient_is_that_of_the_advantage_times_the_log_prob() ->
 @pytest.mark.parametrize("dual_clip", [3.0, 0.0])
 def test_a_huge_ratio_gives_finite_numbers(gap: float, advantage: float, dual_clip: float) -> None:
     new = torch.tensor([-1.0], requires_grad=True)
-    losses = clipped_losses(
+    loss, metrics = clipped_loss(
         new, new.detach() - gap, torch.tensor([advantage]), clip_low=0.2, clip_high=0.2, dual_clip=dual_clip
     )
-    losses.loss.sum().backward()
-    found: list[Tensor] = [losses.loss, losses.ratio]
+    loss.sum().backward()
+    found: list[Tensor] = [loss, metrics["mean_ratio"]]
     assert new.grad is not None
     assert all(torch.isfinite(t).all() for t in [*found, new.grad])
-    assert float(losses.ratio) <= math.exp(MAX_LOG_RATIO) * 1.001
+    assert float(metrics["mean_ratio"]) <= math.exp(MAX_LOG_RATIO) * 1.001
 
 
 def test_presets() -> None:

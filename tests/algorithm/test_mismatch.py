@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from groups import Recorder, assert_same_gradients, group, rollout
+from groups import Recorder, assert_same_gradients, group, rollout, take_update
 from torch import Tensor
 
 from p2o.algorithm.importance import OFF, Truncation, importance_weights
-from p2o.algorithm.policy_step import _logprobs, _Objective, update
-from p2o.algorithm.samples import training_sets
+from p2o.algorithm.policy_step import Objective, _logprobs
+from p2o.algorithm.training_set import training_sets
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.memory import TokenBudget
@@ -66,8 +66,8 @@ def answers(policy: Policy, ratio: float) -> Group:
     """Answers of two tokens each, every token ``ratio`` times as probable to the trainer as to the engine."""
     made = group([rollout(float(i == 0), prompt=(97, 98), tokens=t) for i, t in enumerate(TOKENS)], "q", (97, 98))
     config, distillation = PolicyConfig(), DistillationConfig()
-    (whole,), _ = training_sets([made], config, distillation, seed=0)
-    objective = _Objective(config, distillation, 1.0, 2, OFF)
+    objective = Objective(config, distillation, 1.0, 2, OFF)
+    (whole,) = training_sets([objective.advantages(made)], 1, distillation, seed=0)
     flat: Tensor = _logprobs(policy, whole, objective, TokenBudget(512))  # the trainer's own numbers
     engine = (flat - math.log(ratio)).view(3, 2).tolist()
     return group(
@@ -97,7 +97,7 @@ def test_the_gradient_is_weighted(
     config = PolicyConfig(max_grad_norm=1e9, layout=layout)
     recorders = [Recorder(policy.trainable), Recorder(policy.trainable)]
     metrics = [
-        update(
+        take_update(
             policy, recorder, [answers(policy, 1.5)], config, DistillationConfig(),
             temperature=1.0, max_new_tokens=2, seed=0, truncation=chosen,
         )

@@ -8,17 +8,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from groups import mixed_groups
+from groups import mixed_groups, take_update
 from ranks import Ranks
 from torch import Tensor
 
 from p2o.algorithm.nonfinite import NonFiniteError
-from p2o.algorithm.policy_step import update
-from p2o.algorithm.update_metrics import UpdateMetrics
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.model import Policy
 from p2o.types import Group
@@ -32,11 +31,11 @@ def adamw(policy: Policy) -> torch.optim.AdamW:
 
 def step(
     policy: Policy, optimizer: torch.optim.Optimizer, groups: Sequence[Group] | None = None, **more: Any
-) -> UpdateMetrics:
+) -> SimpleNamespace:
     config = PolicyConfig(micro_batch_tokens=40, updates_per_round=more.pop("updates", 1))
     distillation = DistillationConfig(kind=more.pop("kind", "mask"))
     groups = mixed_groups() if groups is None else groups
-    return update(policy, optimizer, groups, config, distillation, temperature=0.8, max_new_tokens=12, seed=3, **more)
+    return take_update(policy, optimizer, groups, config, distillation, **more)
 
 
 @contextmanager
@@ -133,7 +132,7 @@ def test_a_rank_that_fails_makes_all_skip(bad: int, tiny_policy: Tiny) -> None:
     optimizers = [adamw(policy) for policy in policies]
     before = [copied(p, o) for p, o in zip(policies, optimizers, strict=True)]
     ranks = Ranks(2)
-    results: dict[int, UpdateMetrics] = {}
+    results: dict[int, SimpleNamespace] = {}
 
     def work(rank: int) -> None:
         groups = mixed_groups()[:3] if rank else mixed_groups()[3:]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from p2o.algorithm.budget import exhausted, metric_calls_left
 from p2o.algorithm.state import RunState
 from p2o.config import Config
 from p2o.config.schema import BudgetConfig
+from p2o.rollout.budget import exhausted, metric_calls_left
 from p2o.rollout.ledger import Ledger
-from p2o.rounds import RoundDataModule, num_rounds, rounds_of_epoch
+from p2o.tasks.rounds import RoundDataModule, num_rounds, rounds_of_epoch
 from p2o.types import Phase, Problem
 
 PROBLEMS = [Problem(f"q{i}", f"What is {i}?", str(i)) for i in range(19)]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from groups import Recorder, assert_same_gradients, mixed_groups, random_group
+from groups import Recorder, assert_same_gradients, mixed_groups, random_group, take_update
 from peak import peak_bytes
 from plain_step import plain_logprobs, plain_step
 from ranks import Ranks
 
-from p2o.algorithm.policy_step import update
-from p2o.algorithm.samples import training_sets
-from p2o.algorithm.update_metrics import UpdateMetrics
+from p2o.algorithm.policy_step import Objective
+from p2o.algorithm.training_set import training_sets
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.model import Policy
@@ -41,10 +41,10 @@ def run(
     groups: Sequence[Group] | None = None,
     optimizer: Recorder | None = None,
     **more: Any,
-) -> tuple[Recorder, UpdateMetrics]:
+) -> tuple[Recorder, SimpleNamespace]:
     recorder = optimizer or Recorder(policy.trainable)
     groups = mixed_groups() if groups is None else groups
-    metrics = update(policy, recorder, groups, config, distillation, seed=3, **SAMPLING, **more)
+    metrics = take_update(policy, recorder, groups, config, distillation, seed=3, **SAMPLING, **more)
     return recorder, metrics
 
 
@@ -192,7 +192,8 @@ def test_later_steps_compare_with_the_log_probs_from_before_the_first(
     config = configured(layout=layout, updates_per_round=2, micro_batch_tokens=70)
     distillation = DistillationConfig(kind=kind, **NARROW)
     groups = mixed_groups()
-    sets, _ = training_sets(groups, config, distillation, seed=3)
+    objective = Objective(config, distillation, **SAMPLING)
+    sets = training_sets([objective.advantages(g) for g in groups], 2, distillation, seed=3)
     dealt = [[g for g in groups if g.problem.id in s.problem_ids] for s in sets]
     assert [len(part) for part in dealt] == [2, 1]
 
@@ -279,7 +280,7 @@ def test_ranks_together_take_the_step_that_one_alone_would_take(
     expected, whole = run(tiny_policy(), config, distillation, groups)
     policies = [tiny_policy() for _ in shares]
     ranks = Ranks(len(shares))
-    results: dict[int, tuple[Recorder, UpdateMetrics]] = {}
+    results: dict[int, tuple[Recorder, SimpleNamespace]] = {}
 
     def work(rank: int) -> None:
         own = [groups[i] for i in shares[rank]]
@@ -303,7 +304,7 @@ def test_the_engines_mismatch_is_measured_where_both_speak_of_the_same_prompt(ti
     """Two plain answers and a templated one, all with engine log-probs 0.1 above the trainer's."""
     policy = tiny_policy()
     first = random_group("q", (1, 0, 1), (PLAIN, PLAIN, "a"), seed=9)
-    step = update(
+    step = take_update(
         policy,
         Recorder(policy.trainable),
         [first],

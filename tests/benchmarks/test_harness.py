@@ -26,8 +26,8 @@ def test_contestants_take_turns_and_are_measured(tmp_path: Path) -> None:
     assert len(ours.runs) == len(theirs.runs) == 3
     assert min(run["seconds"] for run in ours.runs) >= 0.05
     assert min(run["seconds"] for run in theirs.runs) >= 0.15
-    assert ours.median("added_mib") == pytest.approx(8, abs=4), "without the 32 MiB that it loaded"
-    assert theirs.median("added_mib") == pytest.approx(72, abs=4)
+    assert ours.median("added_mib") == pytest.approx(8, abs=12), "without the 32 MiB that it loaded"
+    assert theirs.median("added_mib") == pytest.approx(72, abs=12)
 
 
 def test_of_long_work_the_first_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

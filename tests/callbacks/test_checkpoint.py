@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from p2o.algorithm.hard_set import Record
-from p2o.algorithm.state import EpochSummary, RunState, Stage
+from p2o.algorithm.state import RunState, Stage
 from p2o.callbacks.checkpoint import Checkpoint, CheckpointError, CheckpointStore, read_checkpoint
 from p2o.types import Assignment, Phase, Template
 
@@ -21,7 +21,7 @@ def state(step: int) -> RunState:
     value.assignment = Assignment({template.id: template}, {"q1": ("plain", template.id)})
     value.front = ["Think."]
     value.skipped_in_a_row, value.micro_batch_tokens = 2, 512
-    value.epochs = [EpochSummary(epoch=0, step=1, train_reward=0.25, note="why")]
+    value.epochs = [{"epoch": 0, "step": 1, "train_reward": 0.25, "note": "why"}]
     value.validation.history = [(0, 0.125), (step, 0.5)]
     value.ledger.add(Phase.POLICY, generated_tokens=7, seconds=0.5)
     return value

@@ -22,7 +22,13 @@ NO_GROUPS = {"hydra", "__pycache__", "benchmarks"}
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_GROUPS)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
-NEEDS_A_VALUE = {("model", "hub"): "model.path", ("data", "jsonl"): "data.path", ("data", "hub"): "data.dataset"}
+NEEDS_A_VALUE = {
+    ("model", "hub"): "model.path",
+    ("data", "jsonl"): "data.path",
+    ("data", "hub"): "data.dataset",
+    ("data", "custom"): "data.factory",
+    ("model", "custom"): "model.builder",
+}
 BUDGET = {"grpo_equal_tokens": ["budget.tokens=1000"]}
 """What these experiments have to be given."""
 

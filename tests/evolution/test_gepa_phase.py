@@ -12,7 +12,7 @@ from word_task import HARD, Silent, Task, WordReflector, run, solves
 
 from p2o.algorithm.assignment import greedy_cover
 from p2o.evolution.gepa_phase import metric_call_budget, split
-from p2o.evolution.watch import EvolutionProgress
+from p2o.evolution.monitor import EvolutionProgress
 from p2o.types import PLAIN, Grade, Outcome, Phase, Request, Rollout
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2o.config.schema import GepaConfig
-from p2o.evolution.gepa_phase import Evolution, evolve
+from p2o.evolution.gepa_phase import Evolution, Setting, evolve
 from p2o.evolution.reflectors import Reflection, ReflectionJob
 from p2o.rollout.ledger import Ledger
 from p2o.types import Grade, Outcome, Phase, Problem, Request, Rollout, template_id
@@ -116,11 +116,8 @@ def run(
     task, reflector = task or Task(), reflector or WordReflector()
     ledger = Ledger()
     task.ledger = reflector.ledger = ledger
-    evolution = evolve(
-        kwargs.pop("hard", HARD),
-        task,
-        reflector,
-        kwargs.pop("config", None) or config(**kwargs.pop("fields", {})),
+    hard, used = kwargs.pop("hard", HARD), kwargs.pop("config", None) or config(**kwargs.pop("fields", {}))
+    setting = Setting(
         epoch=kwargs.pop("epoch", 1),
         seed=7,
         run_dir=run_dir,
@@ -128,4 +125,5 @@ def run(
         ledger=ledger,
         **kwargs,
     )
+    evolution = evolve(hard, task, reflector, used, setting)
     return evolution, task, reflector

@@ -1,4 +1,7 @@
-"""A reward that random weights earn on any question once in six times: a digest of the answer decides."""
+"""A reward that random weights earn on a third of the questions, every other time: digests decide.
+
+The other questions nobody answers right. So which of them are hard is known before anything is sampled.
+"""
 
 from __future__ import annotations
 
@@ -7,5 +10,13 @@ import hashlib
 from p2o.types import Problem
 
 
+def can_be_solved(problem_id: str) -> bool:
+    return _digest(problem_id) % 3 == 0
+
+
 def score(prediction: str, problem: Problem) -> float:
-    return float(hashlib.sha256(f"{problem.id}\n{prediction}".encode()).digest()[0] % 6 == 0)
+    return float(can_be_solved(problem.id) and _digest(f"{problem.id}\n{prediction}") % 2 == 0)
+
+
+def _digest(text: str) -> int:
+    return hashlib.sha256(text.encode()).digest()[0]

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from transformers import Qwen3Config
 
 from p2o.config import Config
-from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, RandomModel
+from p2o.config.schema import CustomModel, FullTuning, LoraTuning, ModelConfig, RandomModel
 from p2o.job import train
 from p2o.launch import launch
 from p2o.planning import footprint
@@ -23,6 +23,7 @@ from p2o.planning.plan import make_plan
 from p2o.planning.plan_text import render
 from p2o.planning.sizes import model_size
 from p2o.policy.attention import build_blocks
+from p2o.policy.builders import ModelError
 from p2o.policy.layout import Segment
 from p2o.policy.model import Policy, load_policy
 from p2o.types import Phase
@@ -237,3 +238,8 @@ def test_an_engine_on_a_gpu_copies_what_is_trained(
     for device, copied in (("cpu", size.parameters), ("gpu", size.trainable)):
         parts = footprint.memory(on(config, device), size, Questions(8, 8, 100, True), None)
         assert [part.bytes for part in parts if part.name == "the engine's copy of the weights"] == [2 * copied]
+
+
+def test_a_plan_does_not_wait_for_a_custom_builder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.builder=mine\.build is not built yet.*without debug=plan"):
+        model_size(CustomModel(path=str(tmp_path), builder="mine.build"), FullTuning(learning_rate=1.0))

@@ -1,7 +1,8 @@
-"""Models as small as these only wait for a second thread."""
+"""Models as small as these only wait for a second thread. `make test-portable` asks for it all the same."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def threads_of_the_run() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("P2O_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(threads)

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import custom_builders
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from p2o.config.schema import ModelConfig, RandomModel, WheelModel
+from p2o.config.schema import CustomModel, ModelConfig, RandomModel, WheelModel
+from p2o.extensions import ExtensionError
 from p2o.policy import builders
 from p2o.policy.builders import ModelError, byte_tokenizer, load_causal_lm, load_tokenizer, resolve_model, staged_folder
 
@@ -57,6 +59,42 @@ def test_built_folder_is_reused_and_a_different_one_refused(tmp_path: Path) -> N
     assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(ModelError, match=r"model\.hidden_size"):
         resolve_model(dataclasses.replace(config, hidden_size=64))
+
+
+def test_a_custom_builder_builds_once_for_the_same_params_in_a_folder_named_by_them(tmp_path: Path) -> None:
+    config = CustomModel(path=str(tmp_path), builder="custom_builders.narrow", params={"width": 16})
+    custom_builders.BUILT.clear()
+    folder = Path(resolve_model(config))
+    assert folder.parent == tmp_path
+    assert resolve_model(dataclasses.replace(config, dtype="float32")) == folder
+    assert custom_builders.BUILT == [{"width": 16}]
+    assert load_causal_lm(config, torch.float32).config.hidden_size == 16
+    assert load_tokenizer(config).eos_token == "<|im_end|>"
+    other = dataclasses.replace(config, params={"width": 8})
+    assert resolve_model(other) != folder
+    assert load_causal_lm(other, torch.float32).config.hidden_size == 8
+    assert custom_builders.BUILT == [{"width": 16}, {"width": 8}]
+
+
+@pytest.mark.parametrize(
+    ("builder", "error", "message"),
+    [
+        ("custom_builders.wide", ExtensionError, r"model\.builder=custom_builders\.wide: .*no attribute 'wide'"),
+        ("absent.narrow", ExtensionError, r"model\.builder=absent\.narrow: .*PYTHONPATH"),
+        ("custom_builders.without_tokenizer", ModelError, r"without_tokenizer returned LlamaForCausalLM: return a"),
+        (
+            "custom_builders.swapped",
+            ModelError,
+            r"model\.builder=custom_builders\.swapped returned \w+, LlamaForCausalLM: return a",
+        ),
+    ],
+)
+def test_a_custom_builder_that_cannot_be_used_is_named_and_leaves_nothing(
+    builder: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        resolve_model(CustomModel(path=str(tmp_path), builder=builder))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_path_expands_home_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from groups import Recorder, assert_same_gradients, mixed_groups
+from groups import Recorder, assert_same_gradients, mixed_groups, take_update
 
-from p2o.algorithm.policy_step import update
 from p2o.config.schema import DistillationConfig, HfRollout, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.model import Policy
@@ -29,7 +28,7 @@ def on_gpu(policy: Policy) -> Policy:
 def gradients(policy: Policy, layout: str) -> dict[str, torch.Tensor]:
     recorder = Recorder(policy.trainable)
     config = PolicyConfig(layout=layout, max_grad_norm=1e9, micro_batch_tokens=70, head_chunk_tokens=7)
-    update(policy, recorder, mixed_groups(), config, DistillationConfig(), temperature=0.8, max_new_tokens=12, seed=3)
+    take_update(policy, recorder, mixed_groups(), config, DistillationConfig())
     return {name: gradient.cpu() for name, gradient in recorder.gradients[0].items()}
 
 

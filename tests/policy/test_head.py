@@ -1,16 +1,17 @@
-"""The chunked head against the full softmax in float64: values, gradients, and the bytes that it holds."""
+"""The chunked head against the full softmax in float64: values, gradients, and the tensors that it holds."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from peak import peak_bytes
+from peak import LiveTensors
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2o.policy.head import token_logprobs
 
 N, D, V = 23, 16, 301
+WIDTH = 64
+"""Of the hidden states where memory is counted."""
 
 
 def inputs(dtype: torch.dtype, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -116,44 +117,33 @@ def test_no_tokens_and_wrong_shapes() -> None:
         token_logprobs(hidden, weight, None, targets[:-1])
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Records the bytes of the largest tensor that any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor):
-                self.bytes = max(self.bytes, t.untyped_storage().nbytes())
-        return out
-
-
-def peak_of_the_head(tokens: int, vocabulary: int) -> int:
-    """Forward and backward of a frozen head."""
+def tensors_of_the_head(tokens: int, vocabulary: int, chunk: int = 16, train_head: bool = False) -> LiveTensors:
+    """Forward and backward."""
     g = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, 8, generator=g).bfloat16().requires_grad_()
-    weight = torch.randn(vocabulary, 8, generator=g).bfloat16()
+    hidden = torch.randn(tokens, WIDTH, generator=g).requires_grad_()
+    weight = torch.randn(vocabulary, WIDTH, generator=g).requires_grad_(train_head)
     targets = torch.randint(vocabulary, (tokens,), generator=g)
-    return peak_bytes(lambda: token_logprobs(hidden, weight, None, targets, chunk=16)[0].sum().backward())
+    with LiveTensors() as tensors:
+        token_logprobs(hidden, weight, None, targets, chunk=chunk)[0].sum().backward()
+    return tensors
 
 
 @pytest.mark.parametrize("train_head", [False, True])
 def test_no_tensor_of_tokens_by_vocabulary_ever_exists(train_head: bool) -> None:
-    tokens, vocabulary, chunk = 512, 4096, 16
-    hidden = torch.randn(tokens, 8).requires_grad_()
-    weight = torch.randn(vocabulary, 8).requires_grad_(train_head)
-    with _LargestTensor() as largest:
-        token_logprobs(hidden, weight, None, torch.zeros(tokens, dtype=torch.long), chunk=chunk)[0].sum().backward()
-    assert largest.bytes <= chunk * vocabulary * 4
+    tokens, vocabulary, chunk = 512, 4096, 64
+    largest = tensors_of_the_head(tokens, vocabulary, chunk, train_head).largest
+    assert largest <= 4 * vocabulary * max(chunk, WIDTH), "the logits of a chunk, or W's own gradient"
 
 
-def test_peak_bytes_do_not_grow_with_tokens_nor_with_a_large_vocabulary() -> None:
-    assert peak_of_the_head(64, 65536) > 16 * 65536 * 4
-    assert peak_of_the_head(512, 65536) < 1.1 * peak_of_the_head(64, 65536)
-    assert peak_of_the_head(64, 3 * 65536) < 1.1 * peak_of_the_head(64, 65536)
+def test_live_tensors_do_not_grow_with_tokens_nor_with_a_large_vocabulary() -> None:
+    """But for what a token keeps of its own: WIDTH numbers for each gradient by the hidden states, and a few more."""
+    once = tensors_of_the_head(64, 65536)
+    assert once.peak > 16 * 65536 * 4, "the logits of a chunk are counted"
+    assert tensors_of_the_head(64, 3 * 65536).peak < 1.1 * once.peak
+    more_tokens = 448
+    own = more_tokens * 4 * (4 * WIDTH + 8)
+    assert tensors_of_the_head(64 + more_tokens, 65536).peak <= once.peak + own
+    assert own < 0.05 * once.peak
 
 
 def test_head_alone_can_be_trained() -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from p2o.policy.lora import LeanLora, lean_adapter
+from p2o.policy.lora import FusedLora, fuse_adapter
 
 TOKENS, INPUTS, OUTPUTS = 37, 24, 40
 
@@ -38,9 +38,9 @@ def adapted(
     for parameter in layer.lora_B["default"].parameters():
         nn.init.normal_(parameter)
     fused = copy.deepcopy(plain)
-    lean_adapter(fused)
+    fuse_adapter(fused)
     assert type(layer) is LoraLinear
-    assert type(fused.base_model.model.layer) is LeanLora
+    assert type(fused.base_model.model.layer) is FusedLora
     return plain, fused
 
 

@@ -11,17 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from groups import LETTERS, Recorder, assert_same_gradients, group, mixed_groups, rollout
+from groups import LETTERS, Recorder, assert_same_gradients, group, mixed_groups, rollout, take_update
 from torch import Tensor, nn
 
-from p2o.algorithm.policy_step import update
-from p2o.algorithm.update_metrics import UpdateMetrics
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
-from p2o.policy.memory import OutOfMemoryError
+from p2o.policy.memory import KERNELS, OutOfMemoryError, keep_fewer_kernels
 from p2o.policy.model import Policy
 
 Tiny = Callable[..., Policy]
@@ -42,10 +41,10 @@ def cuda_allocator() -> None:
 
 def run(
     policy: Policy, tokens: int, layout: str = "shared_prefix", updates: int = 1, **more: object
-) -> tuple[Recorder, UpdateMetrics]:
+) -> tuple[Recorder, SimpleNamespace]:
     config = PolicyConfig(layout=layout, micro_batch_tokens=tokens, updates_per_round=updates)
     recorder = Recorder(policy.trainable, learning_rate=0.1)
-    metrics = update(policy, recorder, mixed_groups(), config, MASK, temperature=0.8, max_new_tokens=12, seed=3, **more)  # type: ignore[arg-type]
+    metrics = take_update(policy, recorder, mixed_groups(), config, MASK, **more)
     return recorder, metrics
 
 
@@ -163,11 +162,11 @@ def test_memory_that_the_operating_system_refuses(tiny_policy: Tiny) -> None:
     answers = [tuple(draw.choices(LETTERS, k=400 - i)) for i in range(24)]
     long = group([rollout(float(i % 3 == 0), prompt=prompt, tokens=t) for i, t in enumerate(answers)], "q", prompt)
 
-    def step(tokens: int) -> tuple[Recorder, UpdateMetrics]:
+    def step(tokens: int) -> tuple[Recorder, SimpleNamespace]:
         recorder = Recorder(policy.trainable)
         config = PolicyConfig(micro_batch_tokens=tokens, layout="packed", head_chunk_tokens=32)
         sampling = {"temperature": 1.0, "max_new_tokens": 400}
-        return recorder, update(policy, recorder, [long], config, DistillationConfig(), seed=0, **sampling)
+        return recorder, take_update(policy, recorder, [long], config, DistillationConfig(), seed=0, **sampling)
 
     expected, _ = step(1024)
     with little_memory_left(64):
@@ -177,8 +176,19 @@ def test_memory_that_the_operating_system_refuses(tiny_policy: Tiny) -> None:
     assert_same_gradients(recorder.gradients[0], expected.gradients[0])
 
 
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
+def test_fewer_kernels_are_kept_unless_the_environment_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {CAPACITIES[1]: "1024"})
+    keep_fewer_kernels()
+    assert [os.environ[name] for name in CAPACITIES] == [str(KERNELS), "1024"]
+    assert KERNELS < 1024
+
+
 KERNELS_OF_MANY_SHAPES = """
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 from p2o.policy.memory import keep_fewer_kernels
 
@@ -202,6 +212,7 @@ def kernels_mib(**environment: str) -> float:
     return float(subprocess.run(command, env=variables | environment, check=True, capture_output=True).stdout)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     reason="this processor's products of bfloat16 are not oneDNN's",

@@ -28,6 +28,7 @@ import points
 import reasoning_gym  # noqa: F401
 from hydra import compose, initialize_config_module
 
+from p2o import faults
 from p2o.config import Config, load_config, register_schemas
 from p2o.launch import launch
 from p2o.launcher import register_launcher
@@ -72,11 +73,12 @@ def _child(command: dict[str, Any], config: Config) -> None:
         os.dup2(source, target)
     code = 1
     try:
-        points.record_work(Path(command["work"]))
+        listeners: list[faults.Listener] = [points.Work(Path(command["work"]))]
         if "sizes" in command:
-            points.record_sizes(Path(command["sizes"]))
+            listeners.append(points.Sizes(Path(command["sizes"])))
         if "strike" in command:
-            points.arm(command)
+            listeners.append(points.Strike(command))
+        faults.listen(lambda point, facts: [listener(point, facts) for listener in listeners] and None)
         launch(config)
         code = 0
     except SystemExit as leaving:

@@ -17,7 +17,7 @@ JOB = (
     *("+experiment=teacher_ref", "debug=tiny", "reward=function", "reward.function=lucky.score"),
     *("reward.extract=[whole]", "reward.workers=1", "reward.deadline_s=60", "trainer.threads=1"),
     *("data.train_size=12", "hard_set.tau=4", "gepa.metric_calls=30"),
-    *("seed=1", "gepa.temperature=1", "validation.temperature=1", "trainer.progress=false"),
+    *("gepa.temperature=1", "validation.temperature=1", "trainer.progress=false"),
 )
 """Two epochs of three rounds and a prompt phase between them, on a random model; luck decides what is right."""
 
@@ -51,6 +51,8 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lives = 0
+        self.seed = 1
+        """Of every life that gives no other."""
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "driver.py")],
             stdin=subprocess.PIPE,
@@ -65,7 +67,7 @@ class Driver:
         """Run the command in ``run_dir`` until it ends or dies; ``death`` as :mod:`driver` describes it."""
         self.lives += 1
         output, work = self.folder / f"output-{self.lives}", self.folder / f"work-{self.lives}"
-        argv = [*job, *overrides, f"run_dir={run_dir}"]
+        argv = [*job, f"seed={self.seed}", *overrides, f"run_dir={run_dir}"]
         command = {"argv": argv, "output": str(output), "work": str(work), **death}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command) + "\n")

@@ -1,7 +1,11 @@
-"""The places of a run at which a life may end, and the record of the work that it began."""
+"""The places of a run at which a life may end, and the record of the work that it began.
+
+The code names its own places (:mod:`p2o.faults`); nothing is patched.
+"""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -12,238 +16,134 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
-from p2o import json_lines
-from p2o.algorithm import module
-from p2o.algorithm.module import P2OModule
-from p2o.callbacks import checkpoint
-from p2o.callbacks.checkpoint import CheckpointStore
-from p2o.evolution.adapter import TemplateAdapter
-from p2o.evolution.journal import Journal
-from p2o.evolution.proposals import TemplateReflection
-from p2o.evolution.reflectors.strategies import StrategiesReflector
-from p2o.policy.model import Policy
-from p2o.reporting import reporter
-from p2o.reporting.reporter import Reporter
-from p2o.reporting.rollout_log import RolloutLog
-from p2o.rewards.pool import GraderPool
+from p2o.algorithm.state import RunState
 from p2o.rollout.engine import EngineError
-from p2o.rollout.hf.hf_engine import HfEngine, _Decode
-from p2o.rollout.sampler import Sampler
 
-Strike = Callable[[], None]
+Facts = dict[str, Any]
 
 
-def before(owner: Any, name: str) -> Callable[[Strike], None]:
-    def install(strike: Strike) -> None:
-        original = getattr(owner, name)
-
-        def struck(*args: Any, **kwargs: Any) -> Any:
-            strike()
-            return original(*args, **kwargs)
-
-        setattr(owner, name, struck)
-
-    return install
+def _file(point: str, name: str) -> tuple[str, Callable[[Facts], bool], None]:
+    return point, lambda facts: facts["path"].name == name, None
 
 
-def after(owner: Any, name: str) -> Callable[[Strike], None]:
-    def install(strike: Strike) -> None:
-        original = getattr(owner, name)
+def _cut_draft(name: str, kept: float) -> tuple[str, Callable[[Facts], bool], Callable[[Facts], None]]:
+    """The draft that will become the file ``name`` holds only the share ``kept`` of what was written to it."""
 
-        def struck(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            strike()
-            return result
+    def cut(facts: Facts) -> None:
+        os.truncate(facts["draft"], int(facts["draft"].stat().st_size * kept))
 
-        setattr(owner, name, struck)
-
-    return install
+    return "a draft written", lambda facts: facts["path"].name == name, cut
 
 
-def written(file: str, kept: float) -> Callable[[Strike], None]:
-    """``file`` (or the draft that will become it) holds only the share ``kept`` of what was written to it."""
+def _cut_append(prefix: str) -> tuple[str, Callable[[Facts], bool], Callable[[Facts], None]]:
+    """Half of the lines of an append to a file whose name begins with ``prefix`` are there."""
 
-    def install(strike: Strike) -> None:
-        original = os.fsync
+    def cut(facts: Facts) -> None:
+        os.truncate(facts["path"], (facts["before"] + facts["path"].stat().st_size) // 2)
 
-        def struck(descriptor: int) -> None:
-            name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-            if name == file or name.startswith(f".{file}."):
-                size = os.fstat(descriptor).st_size
-                strike_if_due = strike
-                strike_if_due.cut = lambda: os.ftruncate(descriptor, int(size * kept))  # type: ignore[attr-defined]
-                strike_if_due()
-            original(descriptor)
-
-        os.fsync = struck  # type: ignore[assignment]
-
-    return install
+    return "lines appended", lambda facts: facts["path"].name.startswith(prefix), cut
 
 
-def renamed(file: str, *, done: bool) -> Callable[[Strike], None]:
-    """Just before, or just after, a draft takes the name ``file``."""
-
-    def install(strike: Strike) -> None:
-        original = Path.replace
-
-        def struck(self: Path, target: Any) -> Path:
-            mine = Path(target).name == file
-            if mine and not done:
-                strike()
-            result = original(self, target)
-            if mine and done:
-                strike()
-            return result
-
-        Path.replace = struck  # type: ignore[assignment,method-assign]
-
-    return install
+def _cut_journal(facts: Facts) -> None:
+    path = facts["path"]
+    os.truncate(path, int(path.stat().st_size * 0.99))
 
 
-def torn_append(file: str) -> Callable[[Strike], None]:
-    """Half of the lines of an append to ``file`` are there."""
-
-    def install(strike: Strike) -> None:
-        original = json_lines.append
-
-        def struck(path: Path, rows: Any) -> None:
-            size = path.stat().st_size if path.exists() else 0
-            original(path, rows)
-            if path.name.startswith(file):
-                strike.cut = lambda: os.truncate(path, (size + path.stat().st_size) // 2)  # type: ignore[attr-defined]
-                strike()
-
-        json_lines.append = struck
-
-    return install
-
-
-POINTS: dict[str, Callable[[Strike], None]] = {
-    "a step of decoding": before(_Decode, "_step"),
-    "an answer handed to the grader": after(GraderPool, "submit"),
-    "an answer graded": before(GraderPool, "finish"),
-    "all answers there, none booked": before(Sampler, "_book"),
-    "a micro-batch": after(P2OModule, "manual_backward"),
-    "before the optimizer's step": before(torch.optim.AdamW, "step"),
-    "after the optimizer's step": after(torch.optim.AdamW, "step"),
-    "the update done": after(P2OModule, "_update"),
-    "the engine synced": after(HfEngine, "sync"),
-    "rollouts half logged": torn_append("epoch-"),
-    "rollouts logged": after(RolloutLog, "append"),
-    "metrics half logged": torn_append("metrics.jsonl"),
-    "metrics logged": after(Reporter, "_log"),
-    "the round reported": after(Reporter, "round"),
-    "previous linked": after(checkpoint, "_link"),
-    "a checkpoint of no bytes": written("last.ckpt", 0.0),
-    "a checkpoint half written": written("last.ckpt", 0.5),
-    "a checkpoint not yet renamed": renamed("last.ckpt", done=False),
-    "a checkpoint renamed": renamed("last.ckpt", done=True),
-    "the best not yet marked": before(CheckpointStore, "mark_best"),
-    "the best marked": after(CheckpointStore, "mark_best"),
-    "validated": after(P2OModule, "validate_plain"),
-    "templates evaluated, not journaled": after(TemplateAdapter, "_run"),
-    "a reflection asked for": before(StrategiesReflector, "reflect"),
-    "a reflection, not journaled": after(TemplateReflection, "_ask"),
-    "a journal line half written": written("journal.jsonl", 0.99),
-    "a call journaled": after(Journal, "call"),
-    "evolved": after(module, "evolve"),
-    "the pool, not the assignment": renamed("pool.json", done=True),
-    "pool and assignment": after(reporter, "write_pool"),
-    "assigned": after(P2OModule, "assign_templates"),
-    "an epoch's table not yet renamed": renamed("epoch-000.parquet", done=False),
-    "an epoch's table and its lines": renamed("epoch-000.parquet", done=True),
-    "the summary not yet renamed": renamed("summary.json", done=False),
-    "the epoch reported": after(Reporter, "epoch"),
-    "before the export": before(Policy, "save"),
-    "half exported": after(PeftModel, "save_pretrained"),
-    "after the export": after(Policy, "save"),
-    "the last summary": after(Reporter, "_write_summary"),
-    "the page written": after(reporter, "write_report"),
-    "all told": after(Reporter, "finish"),
+NAMED = (
+    *("a step of decoding", "an answer handed to the grader", "an answer graded", "all answers there, none booked"),
+    *("a micro-batch", "before the optimizer's step", "after the optimizer's step", "the update done"),
+    *("the engine synced", "rollouts logged", "metrics logged", "the round reported", "the best not yet marked"),
+    *("the best marked", "validated", "templates evaluated, not journaled", "a reflection asked for"),
+    *("a reflection, not journaled", "a call journaled", "evolved", "pool and assignment", "assigned"),
+    *("the epoch reported", "before the export", "half exported", "after the export", "the last summary"),
+    *("the page written", "all told"),
+)
+POINTS: dict[str, tuple[str, Callable[[Facts], bool] | None, Callable[[Facts], None] | None]] = {
+    **{name: (name, None, None) for name in NAMED},
+    "rollouts half logged": _cut_append("epoch-"),
+    "metrics half logged": _cut_append("metrics.jsonl"),
+    "previous linked": _file("a file linked", "previous.ckpt"),
+    "a checkpoint of no bytes": _cut_draft("last.ckpt", 0.0),
+    "a checkpoint half written": _cut_draft("last.ckpt", 0.5),
+    "a checkpoint not yet renamed": _file("a draft written", "last.ckpt"),
+    "a checkpoint renamed": _file("a draft renamed", "last.ckpt"),
+    "a journal line half written": ("a call journaled", None, _cut_journal),
+    "the pool, not the assignment": _file("a draft renamed", "pool.json"),
+    "an epoch's table not yet renamed": _file("a draft written", "epoch-000.parquet"),
+    "an epoch's table and its lines": _file("a draft renamed", "epoch-000.parquet"),
+    "the summary not yet renamed": _file("a draft written", "summary.json"),
 }
-"""Name → what makes a life end there."""
+"""Name → the fault point, which of its occurrences count, and what a kill there leaves torn."""
 
 
-class Striker:
-    """Counts the calls of a point in the right stage and step; at the right one the signal comes."""
+class Strike:
+    """Counts the occurrences of a point in the right stage and step; at the right one the signal comes."""
 
-    def __init__(self, command: dict[str, Any]) -> None:
+    def __init__(self, command: Facts) -> None:
+        self.point, self.counts, self.cut = POINTS[command["strike"]]
         self.calls = command.get("call", 1)
         self.step = command.get("step")
         self.stage = command.get("stage")
         self.signal = command.get("signal", signal.SIGKILL)
         self.error = EngineError("its server is gone") if command.get("engine_error") else None
-        self.cut: Callable[[], None] | None = None
-        self.module: P2OModule | None = None
+        self.state: RunState | None = None
 
-    def __call__(self) -> None:
-        if self.module is None or self.step not in (None, self.module.state.step):
+    def __call__(self, point: str, facts: Facts) -> None:
+        if point == "the run begins":
+            self.state = facts["state"]
+        if self.state is None or point != self.point or (self.counts is not None and not self.counts(facts)):
             return
-        if self.stage not in (None, self.module.state.stage.value):
+        if self.step not in (None, self.state.step) or self.stage not in (None, self.state.stage.value):
             return
         self.calls -= 1
         if self.calls == 0:
             if self.error is not None:
                 raise self.error
             if self.cut is not None and self.signal == signal.SIGKILL:
-                self.cut()
+                self.cut(facts)
             os.kill(os.getpid(), self.signal)
 
 
-def arm(command: dict[str, Any]) -> None:
-    """Make this process die where ``command`` says."""
-    strike = Striker(command)
-    POINTS[command["strike"]](strike)
-    original = P2OModule.on_fit_start
+class Sizes:
+    """Writes a line to ``path`` after each round: seconds so far, MiB in memory, and counts of open files, threads,
+    children and tensors."""
 
-    def on_fit_start(self: P2OModule) -> None:
-        strike.module = self
-        original(self)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.began = time.monotonic()
 
-    P2OModule.on_fit_start = on_fit_start  # type: ignore[method-assign]
-
-
-def record_sizes(path: Path) -> None:
-    """Write a line to ``path`` after each round: seconds so far, MiB in memory, open files, threads, children."""
-    learn, began = P2OModule._learn, time.monotonic()
-
-    def measured(self: P2OModule, *args: Any) -> None:
-        learn(self, *args)
+    def __call__(self, point: str, facts: Facts) -> None:
+        if point != "the engine synced":
+            return
         status = Path("/proc/self/status").read_text()
         memory = int(status.partition("VmRSS:")[2].split()[0]) / 1024
         children = [pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()]
         threads = int(status.partition("Threads:")[2].split()[0])
-        row = [time.monotonic() - began, memory, len(os.listdir("/proc/self/fd")), threads, len(children)]
-        with path.open("a") as file:
+        gc.collect()
+        tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        row = [time.monotonic() - self.began, memory, len(os.listdir("/proc/self/fd")), threads, len(children), tensors]
+        with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    P2OModule._learn = measured  # type: ignore[method-assign]
 
+class Work:
+    """Writes what is begun to ``path``, one line each: which kind, and a digest of which."""
 
-def record_work(path: Path) -> None:
-    """Write what is begun to ``path``, a line each: which kind, and a digest of which."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    sample, update, reflect = Sampler.sample, P2OModule._update, StrategiesReflector.reflect
+    def __init__(self, path: Path) -> None:
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def note(kind: str, what: Any) -> None:
+    def __call__(self, point: str, facts: Facts) -> None:
+        if point == "sample":
+            asked = [
+                [request.problem.id, request.index, request.seed, request.template] for request in facts["requests"]
+            ]
+            self._note(facts["phase"].value, [facts["version"], asked])
+        elif point == "update":
+            self._note("update", facts["step"])
+        elif point == "a reflection asked for":
+            self._note("reflection", facts["seeds"])
+
+    def _note(self, kind: str, what: Any) -> None:
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-        os.write(file, f"{kind} {digest}\n".encode())
-
-    def noted_sample(self: Sampler, requests: Any, *args: Any, **kwargs: Any) -> Any:
-        asked = [[request.problem.id, request.index, request.seed, request.template] for request in requests]
-        note(kwargs["phase"].value, [kwargs["version"], asked])
-        return sample(self, requests, *args, **kwargs)
-
-    def noted_update(self: P2OModule, *args: Any) -> Any:
-        note("update", self.state.step)
-        return update(self, *args)
-
-    def noted_reflect(self: StrategiesReflector, jobs: Any) -> Any:
-        note("reflection", [job.seed for job in jobs])
-        return reflect(self, jobs)
-
-    Sampler.sample = noted_sample  # type: ignore[method-assign]
-    P2OModule._update = noted_update  # type: ignore[method-assign]
-    StrategiesReflector.reflect = noted_reflect  # type: ignore[method-assign]
+        os.write(self.file, f"{kind} {digest}\n".encode())

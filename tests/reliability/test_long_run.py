@@ -1,4 +1,7 @@
-"""Three hundred rounds take no more of anything at their end than at their beginning."""
+"""Three hundred rounds take no more of anything at their end than at their beginning.
+
+The few rounds of every day count what a leak would leave; bytes and seconds, which are the machine's too, the many.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from statistics import median
 
 import pytest
 from lives import Driver
+
+COUNTED = ("files", "threads", "processes", "tensors")
 
 
 @pytest.mark.parametrize(
@@ -28,12 +33,12 @@ def test_a_long_run_stays_flat(rounds: int, early: slice, late: slice, driver: D
     seconds = [later[0] - earlier[0] for earlier, later in itertools.pairwise(rows)]
     figures = {
         name: (median(row[column] for row in rows[early]), median(row[column] for row in rows[late]))
-        for column, name in enumerate(("MiB", "files", "threads", "processes"), start=1)
+        for column, name in enumerate(("MiB", *COUNTED), start=1)
     }
     figures["seconds a round"] = (median(seconds[early]), median(seconds[late]))
     print("early, late:", figures, f"{rows[-1][0]:.0f} s")
-    assert figures["MiB"][1] < figures["MiB"][0] * 1.03
-    assert figures["files"][1] <= figures["files"][0]
-    assert figures["threads"][1] <= figures["threads"][0]
-    assert figures["processes"][1] <= figures["processes"][0]
-    assert figures["seconds a round"][1] < figures["seconds a round"][0] * 1.5
+    for name in COUNTED:
+        assert figures[name][1] <= figures[name][0], name
+    if rounds >= 300:
+        assert figures["MiB"][1] < figures["MiB"][0] * 1.03
+        assert figures["seconds a round"][1] < figures["seconds a round"][0] * 1.5

@@ -15,7 +15,7 @@ from lives import JOB, Driver, environment
 from story import differing, story
 
 from p2o.callbacks.checkpoint import read_checkpoint
-from p2o.callbacks.stop import Stop, Stopped
+from p2o.stop import Stop, Stopped
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -82,7 +82,8 @@ def test_rounds_without_a_checkpoint_are_saved_when_the_engine_gives_up(
 def test_the_command_itself_ends_with_143_and_keeps_others_out(driver: Driver, tmp_path: Path) -> None:
     """A process of its own, from the command line; while it runs nobody else may use its folder."""
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "p2o.run", *JOB, "trainer.epochs=1000", f"run_dir={run_dir}"]
+    job = (*JOB, f"seed={driver.seed}", "trainer.epochs=1000", f"run_dir={run_dir}")
+    command = [sys.executable, "-m", "p2o.run", *job]
     process = subprocess.Popen(
         command, env=environment(), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

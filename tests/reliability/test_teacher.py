@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from lives import Driver, Life
-from teacher_server import Teacher
+from teacher_server import Teacher, drips, stalls
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.timeout(600)
@@ -31,16 +30,6 @@ def fails(status: int, **headers: str) -> Answer:
     return lambda call: call.send({"error": {"message": "no", "code": "no"}}, status, **headers)
 
 
-def drips(call: Any) -> None:
-    call.send_response(200)
-    call.send_header("Content-Length", "1000")
-    call.end_headers()
-    for _ in range(200):
-        call.wfile.write(b" ")
-        call.wfile.flush()
-        time.sleep(0.02)
-
-
 def gives_an_answer_away(call: Any) -> None:
     answer = re.search(r"The correct answer is: (.+)", call.body["messages"][0]["content"])[1]
     says(f"```\nPrint {answer} whatever is asked.\n```")(call)
@@ -50,7 +39,7 @@ FAULTS: list[tuple[str, Answer]] = [
     ("server", fails(500)),
     ("rate_limit", fails(429)),
     ("rate_limit", fails(429, Retry_After="3600")),
-    ("timeout", lambda call: time.sleep(1.5)),
+    ("timeout", stalls),
     ("timeout", drips),
     ("bad_response", lambda call: call.send(b'{"choices": [{"message": {"content": "half a re')),
     ("empty", lambda call: call.send({"choices": []})),
@@ -74,7 +63,7 @@ REFUSED: list[tuple[str, Answer]] = [
 
 def asked(url: str) -> tuple[str, ...]:
     teacher = ("reflector=openai", f"reflector.base_url={url}", "reflector.model=kimi")
-    patience = ("reflector.api_key_env=TEACHER_KEY", "reflector.backoff_s=0.01", "reflector.timeout_s=1")
+    patience = ("reflector.api_key_env=TEACHER_KEY", "reflector.backoff_s=0.01", "reflector.timeout_s=3")
     return (*teacher, *patience, "reflector.concurrency=1")
 
 
@@ -142,7 +131,7 @@ def test_under_a_teacher_that_only_greets_the_run_is_plain_grpo(
         "dns": [sends_to("http://no-such-host.invalid/v1")],
         "tls": [sends_to(teacher.url.replace("http:", "https:"))],
         "auth": [fails(401)],
-        "timeout": [lambda call: time.sleep(1.5)],
+        "timeout": [stalls],
     }[kind]
     if kind == "connection":
         teacher.greeting = leaves

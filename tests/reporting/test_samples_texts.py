@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
+from p2o.algorithm.advantages import GroupAdvantages
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.reporting.samples import Pair, pairs
 from p2o.reporting.texts import LONGEST, literal, pairs_markdown, templates_markdown
-from p2o.types import Group
 
-MakeGroup = Callable[..., Group]
+MakeScored = Callable[..., GroupAdvantages]
 
 
 @pytest.fixture
@@ -21,12 +21,12 @@ def log(tmp_path: Path) -> RolloutLog:
     return RolloutLog(tmp_path / "rollouts")
 
 
-def test_the_pair_that_a_template_helped_comes_first(log: RolloutLog, make_group: MakeGroup) -> None:
+def test_the_pair_that_a_template_helped_comes_first(log: RolloutLog, make_scored: MakeScored) -> None:
     groups = [
-        make_group("a-solved-plainly", "cc"),
-        make_group("b-both-wrong", "ww", ("plain", "z")),
-        make_group("c-helped", "wwc", ("plain", "z", "z")),
-        make_group("d-failed-plainly", "ww"),
+        make_scored("a-solved-plainly", "cc"),
+        make_scored("b-both-wrong", "ww", ("plain", "z")),
+        make_scored("c-helped", "wwc", ("plain", "z", "z")),
+        make_scored("d-failed-plainly", "ww"),
     ]
     log.append(groups, epoch=0, round=1, step=1)
     shown = pairs(log.folder, 0, 10)
@@ -42,11 +42,11 @@ def test_the_pair_that_a_template_helped_comes_first(log: RolloutLog, make_group
 
 
 def test_a_fully_templated_question_gets_its_plain_answer_from_the_epoch_before(
-    log: RolloutLog, make_group: MakeGroup
+    log: RolloutLog, make_scored: MakeScored
 ) -> None:
-    log.append([make_group("q", "ww"), make_group("r", "ww")], epoch=0, round=1, step=1)
+    log.append([make_scored("q", "ww"), make_scored("r", "ww")], epoch=0, round=1, step=1)
     log.close_epoch(0)
-    log.append([make_group("q", "cc", ("z", "z"))], epoch=1, round=1, step=2)
+    log.append([make_scored("q", "cc", ("z", "z"))], epoch=1, round=1, step=2)
     (pair,) = pairs(log.folder, 1, 10)
     assert pair.plain is not None and pair.templated is not None  # noqa: PT018
     assert (pair.plain["epoch"], pair.templated["epoch"]) == (0, 1)

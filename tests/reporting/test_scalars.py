@@ -5,17 +5,18 @@ from collections.abc import Callable
 
 import pytest
 
-from p2o.algorithm.state import EpochSummary
+from p2o.algorithm.advantages import GroupAdvantages
+from p2o.reporting.epoch_summary import EpochSummary
 from p2o.reporting.scalars import LAYOUT, epoch_scalars, ledger_scalars, round_scalars
 from p2o.rollout.ledger import Ledger
-from p2o.types import Group, Phase
+from p2o.types import Phase
 
 
-def test_a_round_in_numbers(make_group: Callable[..., Group]) -> None:
+def test_a_round_in_numbers(make_scored: Callable[..., GroupAdvantages]) -> None:
     groups = [
-        make_group("a", "cwut", ("plain", "z", "z", "z")),
-        make_group("b", "cccc"),
-        make_group("c", "wwut", ("plain", "plain", "z", "z"), length=1),
+        make_scored("a", "cwut", ("plain", "z", "z", "z")),
+        make_scored("b", "cccc"),
+        make_scored("c", "wwut", ("plain", "plain", "z", "z"), length=1),
     ]
     scalars = round_scalars(groups)
     assert scalars["reward"] == pytest.approx(5 / 12)
@@ -29,8 +30,8 @@ def test_a_round_in_numbers(make_group: Callable[..., Group]) -> None:
     assert scalars["groups_templated"] == 2
 
 
-def test_without_templated_rollouts_there_is_no_templated_success(make_group: Callable[..., Group]) -> None:
-    assert "success_templated" not in round_scalars([make_group("a", "cw")])
+def test_without_templated_rollouts_there_is_no_templated_success(make_scored: Callable[..., GroupAdvantages]) -> None:
+    assert "success_templated" not in round_scalars([make_scored("a", "cw")])
 
 
 def test_what_an_epoch_did_not_measure_is_left_out() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,29 +193,6 @@ class Watch:
 
         patch.setattr(WorkerProcess, "wait_until_ready", watched_start)
         patch.setattr(WorkerProcess, "receive", watched)
-
-
-class Stalls:
-    """How long a thread that wants to wake had to wait at most while the block ran: not the grader's fault."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._measure, daemon=True)
-
-    def __enter__(self) -> Stalls:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _measure(self) -> None:
-        while not self._done.is_set():
-            start = time.monotonic()
-            time.sleep(0.05)
-            self.longest = max(self.longest, time.monotonic() - start - 0.05)
 
 
 def memory_mb(pid: int) -> dict[str, float]:

@@ -113,7 +113,8 @@ def test_a_sentence_after_the_marker_is_cut_down_for_mathematics_only() -> None:
     ],
 )
 def test_every_method_is_linear_on_a_megabyte(method: str, unit: str) -> None:
+    """It takes milliseconds; what looks again from every place of the text would take hours."""
     text = unit * (1_000_000 // len(unit))
     start = time.process_time()
     extract_answer(text, [method], mathematical=True)
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 60.0

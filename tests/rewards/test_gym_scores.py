@@ -14,7 +14,7 @@ import reasoning_gym
 
 from p2o.config.schema import RewardConfig
 from p2o.rewards import GraderPool
-from p2o.rewards.gym import EVALUATED, PARSED, is_arithmetic, judge, pack, unpack
+from p2o.rewards.gym_scores import EVALUATED, PARSED, is_arithmetic, judge, pack, unpack
 from p2o.types import Outcome, Problem
 
 SAMPLES = 3

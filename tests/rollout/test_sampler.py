@@ -22,8 +22,9 @@ SAMPLING = SamplingParams(1.0, 10)
 
 @pytest.fixture
 def sampler(tmp_path: Path) -> Iterator[Sampler]:
-    policy = load_policy(RandomModel(path=str(tmp_path / "tiny")), LoraTuning(r=4), seed=0)
+    policy = load_policy(RandomModel(path=str(tmp_path / "tiny"), dtype="float32"), LoraTuning(r=4), seed=0)
     engine = HfEngine(policy, HfRollout(max_rows=4))
+    engine.stop_ids = frozenset()  # each answer has ten tokens, whatever is drawn: none is empty
     engine.sync(3)
     renderer = PromptRenderer(policy.tokenizer, "{question}", 120)
     with GraderPool(RewardConfig(kind="exact", extract=["whole"])) as grader:

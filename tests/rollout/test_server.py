@@ -43,6 +43,8 @@ pytestmark = [
 ]
 HOT = SamplingParams(1.0, 24)
 START_S = 400
+WAIT_S = 120.0
+"""For what comes true within a second or two on any machine that is not stuck."""
 DOCS = Path(__file__).parents[2] / "docs" / "rollout.md"
 
 
@@ -104,6 +106,7 @@ class Proxy(ThreadingHTTPServer):
         self.fault = ""
         self.after = 0
         self.completions = 0
+        self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -141,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "no log-probs":
             self.answer(200, b'{"choices":[{"text":"hi","finish_reason":"stop","token_ids":null,"logprobs":null}]}')
         elif fault == "stalls":
-            time.sleep(30)
+            self.server.over.wait(60)
         elif fault == "cut":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\nContent-Type: application/json\r\n\r\n{")
             self.close_connection = True
@@ -162,6 +165,7 @@ class Handler(BaseHTTPRequestHandler):
 def proxy(address: str) -> Iterator[Proxy]:
     proxy = Proxy(address)
     yield proxy
+    proxy.over.set()
     proxy.shutdown()
     proxy.server_close()
 
@@ -184,6 +188,15 @@ def engine(policy: Policy) -> Iterator[Callable[..., VllmServerEngine]]:
     yield build
     for one in made:
         one.close()
+
+
+def until(true: Callable[[], bool], step: Callable[[], None]) -> None:
+    """Take ``step`` until it came true, and once at least."""
+    end = time.monotonic() + WAIT_S
+    step()
+    while not true():
+        assert time.monotonic() < end, f"it did not come true within {WAIT_S:.0f} s"
+        step()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
@@ -246,22 +259,26 @@ def test_a_server_that_fails_is_dropped_and_comes_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The answers are what they would have been, and nobody hears of a sequence twice."""
-    both = engine(proxy.url, address, concurrency=2, timeout_s=10.0)
+    both = engine(proxy.url, address, concurrency=2)
     both.sync(0)
     expected = generate(both)  # type: ignore[arg-type]
-    assert proxy.completions > 1, "both servers take part"
+    if fault == "stalls":
+        both._servers[0]._timeout_s = 5.0
     proxy.fault, proxy.after = fault, proxy.completions + 1
     heard: list[int] = []
-    made = both.generate(prompts(), HOT, version=0, on_finish=lambda i, _: heard.append(i))
-    assert alike(made, expected)
-    assert sorted(heard) == list(range(8))
-    proxy.fault = ""
+
+    def answered() -> None:
+        heard.clear()
+        made = both.generate(prompts(), HOT, version=0, on_finish=lambda i, _: heard.append(i))
+        assert alike(made, expected)
+        assert sorted(heard) == list(range(8))
+
+    # either server takes what it can get: the other one may have answered all before this one is asked
+    until(lambda: both.scalars()["drops"] >= 1, answered)
     assert f"{proxy.url} is dropped" in caplog.text
-    assert both.scalars()["drops"] >= 1
+    proxy.fault, both._servers[0]._timeout_s = "", both.config.timeout_s
     before = proxy.completions
-    assert alike(generate(both), expected)  # type: ignore[arg-type]
-    assert proxy.completions > before
-    assert f"{proxy.url} answers again" in caplog.text
+    until(lambda: proxy.completions > before and f"{proxy.url} answers again" in caplog.text, answered)
 
 
 def test_a_fault_that_stays_ends_the_run(engine: Callable[..., VllmServerEngine], proxy: Proxy) -> None:

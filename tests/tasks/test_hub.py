@@ -11,7 +11,7 @@ import pytest
 
 from p2o.config.schema import ColumnsConfig, HubData, RewardConfig
 from p2o.tasks import DataError, ProblemSet, load_problems
-from p2o.tasks.hub import open_dataset, select
+from p2o.tasks.hub_data import open_dataset, select
 
 EXACT = RewardConfig(kind="exact", extract=["whole"])
 

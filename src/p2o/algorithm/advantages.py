@@ -28,14 +28,15 @@ class Signal(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GroupAdvantages:
-    """One advantage a rollout, in the order of the group's rollouts; all zero unless the group is live."""
+    """A group with one advantage per rollout, in the order of its rollouts; all are zero unless the group is live."""
 
+    group: Group
     values: tuple[float, ...]
     signal: Signal
 
 
 def group_advantages(group: Group, *, scale_by_std: bool, baseline: str) -> GroupAdvantages:
-    """A_k = r_k − mean, divided by the group's standard deviation (unbiased, as in the released code) where asked.
+    """A_k = r_k − mean, divided by the group's standard deviation (unbiased, as in the released code) if asked.
 
     ``baseline="group"``: the mean is the group's. ``"template"``: it is that of the rollouts under the same template; a
     template's only rollout, which would be its own mean, is compared with the group.
@@ -43,7 +44,8 @@ def group_advantages(group: Group, *, scale_by_std: bool, baseline: str) -> Grou
     rewards = group.rewards
     dead = (0.0,) * len(rewards)
     if _equal(rewards):
-        return GroupAdvantages(dead, Signal.ALL_PASS if all(r.correct for r in group.rollouts) else Signal.ALL_FAIL)
+        solved = all(rollout.correct for rollout in group.rollouts)
+        return GroupAdvantages(group, dead, Signal.ALL_PASS if solved else Signal.ALL_FAIL)
     peers: list[Sequence[float]] = [rewards] * len(rewards)
     if baseline == "template":
         of_template: dict[str, list[float]] = {}
@@ -52,7 +54,9 @@ def group_advantages(group: Group, *, scale_by_std: bool, baseline: str) -> Grou
         peers = [p if len(p := of_template[r.template_id]) > 1 else rewards for r in group.rollouts]
     spread = stdev(rewards) if scale_by_std else 1.0
     values = tuple(0.0 if _equal(p) else (r - fmean(p)) / spread for r, p in zip(rewards, peers, strict=True))
-    return GroupAdvantages(values, Signal.LIVE) if any(values) else GroupAdvantages(dead, Signal.NO_CONTRAST)
+    if not any(values):
+        return GroupAdvantages(group, dead, Signal.NO_CONTRAST)
+    return GroupAdvantages(group, values, Signal.LIVE)
 
 
 def _equal(rewards: Sequence[float]) -> bool:

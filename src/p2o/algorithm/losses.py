@@ -1,14 +1,14 @@
-"""The clipped policy-gradient loss, as numbers a token, and the presets that are made of its parts.
+"""The clipped policy-gradient loss, as numbers per token, and the presets that are made of its parts.
 
 With ρ = exp(new − old) and A the advantage, a token's loss is
 
     max(−A ρ, −A clip(ρ, 1 − low, 1 + high)),   and for A < 0 at most −A · dual.
 
-| preset  | advantage            | denominator                                    |
-|---------|----------------------|------------------------------------------------|
-| grpo    | divided by the std   | tokens of the optimizer step (the released code) |
-| dr_grpo | mean-centred only    | samples of the optimizer step × max_new_tokens |
-| dapo    | divided by the std   | tokens of the optimizer step                   |
+| preset  | advantage          | denominator                                      |
+|---------|--------------------|--------------------------------------------------|
+| grpo    | divided by the std | tokens of the optimizer step (the released code) |
+| dr_grpo | mean-centred only  | samples of the optimizer step × max_new_tokens   |
+| dapo    | divided by the std | tokens of the optimizer step                     |
 
 dapo differs from grpo in its configuration: the upper clip is raised (``policy.clip_high``). Samples of groups that
 teach nothing are in no denominator: they are dropped before the forward pass.
@@ -25,19 +25,13 @@ from torch import Tensor
 from p2o.extensions import ExtensionError, load_object
 
 MAX_LOG_RATIO = 20.0
-"""exp() of more overflows where a clipped maximum then multiplies infinity by zero."""
+"""exp() of more overflows, and a clipped maximum then multiplies infinity by zero."""
+
+TokenMetrics = dict[str, Tensor]
+"""Name → one number per token, [N]; the update averages it over the tokens that have a loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLosses:
-    """Per token, [N]: the loss (with gradient), the ratio ρ and whether the clip decided (both without)."""
-
-    loss: Tensor
-    ratio: Tensor
-    clipped: Tensor
-
-
-def clipped_losses(
+def clipped_loss(
     new_logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
@@ -45,8 +39,8 @@ def clipped_losses(
     clip_low: float,
     clip_high: float,
     dual_clip: float,
-) -> TokenLosses:
-    """Losses of N tokens; all arguments [N]. ``dual_clip=0`` leaves the dual clip out.
+) -> tuple[Tensor, TokenMetrics]:
+    """Losses of N tokens and what to report of them; all arguments [N]. ``dual_clip=0`` leaves the dual clip out.
 
     On policy ``old_logprobs`` are ``new_logprobs.detach()``: the ratio is 1 and the gradient that of −A log π.
     """
@@ -60,18 +54,18 @@ def clipped_losses(
         beyond = (advantages < 0) & (loss > ceiling)
         loss = torch.where(beyond, ceiling, loss)
         clipped = clipped | beyond
-    return TokenLosses(loss, ratio.detach(), clipped.detach())
+    return loss, {"mean_ratio": ratio.detach(), "clip_fraction": clipped}
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """The parts of a loss that are no numbers."""
+    """What a name of ``policy.loss`` stands for."""
 
     scale_by_std: bool
     per_token: bool
     """Denominator: tokens of the step; otherwise samples of the step times the longest possible completion."""
-    losses: Callable[..., TokenLosses] = clipped_losses
-    """With the signature of :func:`clipped_losses`."""
+    loss: Callable[..., tuple[Tensor, TokenMetrics]] = clipped_loss
+    """With the signature of :func:`clipped_loss`. Its metrics appear as ``policy/<name>``."""
 
 
 PRESETS = {

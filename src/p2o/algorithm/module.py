@@ -3,51 +3,51 @@
 Equation 4 is maximised over θ and Z in turn: a *policy phase* (GRPO in which hard questions are answered under
 evolved templates while the gradient is taken on the plain question) and, at the epoch's end, a *prompt phase* (GEPA
 evolves templates on the questions that are still hard, under the current policy).
+
+Everything that is not the method (checkpoints, stops, logs, progress, export) is a callback: see
+:mod:`p2o.callbacks.hooks` for the moments of a run that the module tells them of.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from p2o import json_lines, profile
+from p2o.algorithm.advantages import GroupAdvantages
 from p2o.algorithm.assignment import assign, greedy_cover
-from p2o.algorithm.budget import exhausted, metric_calls_left
-from p2o.algorithm.epoch_summary import epoch_summary
 from p2o.algorithm.hard_set import HardSet, Record, mine
-from p2o.algorithm.importance import Truncation
-from p2o.algorithm.nonfinite import NonFiniteError
-from p2o.algorithm.policy_step import update
-from p2o.algorithm.samples import advantages_of
+from p2o.algorithm.policy_step import Hooks, Objective, update
 from p2o.algorithm.state import RunState, Stage
-from p2o.algorithm.update_metrics import UpdateMetrics
-from p2o.callbacks import positions
-from p2o.callbacks.checkpoint import Checkpoint, CheckpointError, CheckpointStore, read_checkpoint
-from p2o.callbacks.progress import Progress
-from p2o.callbacks.stop import Stop, Stopped
-from p2o.config.identity import digest
-from p2o.config.load import to_plain
 from p2o.config.schema import Config
-from p2o.evolution.gepa_phase import Evolution, evolve
+from p2o.evolution.gepa_phase import Evolution, Setting, evolve
 from p2o.evolution.reflectors import Reflector
+from p2o.faults import fault_point
 from p2o.policy.model import Policy
 from p2o.policy.optimizer import adamw
-from p2o.reporting.reporter import Reporter
-from p2o.rollout.engine import EngineError
+from p2o.profile import elapsed
+from p2o.rollout.budget import exhausted, metric_calls_left
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
+from p2o.tasks.rounds import num_rounds
 from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Alternation:
+    """What a prompt phase left: ``evolution`` is None if there was none, and ``note`` says why."""
+
+    hard: HardSet
+    evolution: Evolution | None
+    assignment: Assignment
+    note: str
 
 
 class P2OModule(LightningModule):
@@ -66,42 +66,30 @@ class P2OModule(LightningModule):
         problems: Sequence[Problem],
         validation_problems: Sequence[Problem],
         state: RunState,
-        *,
-        total_rounds: int,
         run_dir: Path,
-        reporter: Reporter,
-        progress: Progress,
-        resume_from: Checkpoint | None = None,
-        stop: Stop | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = policy.module
         self.config = config
+        self.objective = Objective.of(config)
         self.policy = policy
         self.sampler = sampler
         self.reflector = reflector
         self.problems = {problem.id: problem for problem in problems}
         self.validation_problems = validation_problems
         self.state = state
-        self.total_rounds = total_rounds
         self.run_dir = run_dir
-        self.reporter = reporter
-        self.progress = progress
-        self.store = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config)))
-        self._resume_from = resume_from
-        self._stop = stop or Stop()
-        self._saved_step = state.step
+        self.resumable = True
+        """Whether ``state`` and the weights are those after a whole round, and so may be written to a checkpoint."""
 
     # ------------------------------------------------------------------ the alternating maximisation
 
     def on_fit_start(self) -> None:
-        """Restore what the checkpoint holds, and finish what was under way when it was written.
+        """Finish what was under way when the checkpoint was written.
 
         This hook, since Lightning asks for an epoch's rounds before ``on_train_start``.
         """
-        self._restore()
-        self.reporter.start(self.state)
         self.sampler.engine.sync(self.state.policy_version)
         if self.state.stage is Stage.START:
             self.validate_plain()
@@ -109,51 +97,46 @@ class P2OModule(LightningModule):
         elif self.state.stage is Stage.PROMPT:
             self.prompt_phase()
 
-    def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> None:
+    def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> dict[str, Any]:
         """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
-        with self._whole_rounds_saved():
-            groups, sampling_s = profile.elapsed(lambda: self.sample_groups(problems))
-        with self._stop.deferred():
-            self._learn(groups, sampling_s)
-
-    def _learn(self, groups: Sequence[Group], sampling_s: float) -> None:
-        """The second half of a round: from here on a stop waits for the checkpoint, so that the round is not lost."""
         state = self.state
+        with self._last_round_kept():
+            groups, sampling_s = elapsed(lambda: self.sample_groups(problems))
+        self.resumable = False
+        self.notify("on_sampling_end", groups)
         self.sampler.engine.sleep()
-        metrics, update_s = profile.elapsed(lambda: self.update_policy(groups))
+        scored = [self.objective.advantages(group) for group in groups]
+        metrics, update_s = elapsed(lambda: self.update_policy(scored))
         state.ledger.add(Phase.POLICY, seconds=update_s)
         state.policy_version += 1
-        for group in groups:
-            state.records[group.problem.id] = Record.of(group)
+        state.records |= {group.problem.id: Record.of(group) for group in groups}
         state.round += 1
         state.step += 1
-        scalars = self.reporter.round(
-            state,
-            groups,
-            metrics,
-            engine=self.sampler.engine.scalars(),
-            seconds={"rollout": sampling_s, "update": update_s},
-            advantages={group.problem.id: advantages_of(group, self.config.policy).values for group in groups},
-        )
-        self.progress.round_done(state, scalars)
-        profile.report(f"round {state.step}")
+        return {"groups": scored, "metrics": metrics, "seconds": {"rollout": sampling_s, "update": update_s}}
+
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Problem, ...], batch_idx: int) -> None:
+        """After the callbacks have written the round down: hand the new policy to the engine, validate if it is due."""
+        state, every = self.state, self.config.validation.every_rounds
         ended = self.trainer.is_last_batch or self._budget_spent()
         state.stage = Stage.PROMPT if ended else Stage.POLICY
-        with self._whole_rounds_saved():
+        self.resumable = True
+        with self._last_round_kept():
             self.sampler.engine.sync(state.policy_version)
-            if validated := self._validation_due():
+            fault_point("the engine synced")
+            if validated := every is not None and state.step % every == 0:
                 self.validate_plain()
-        due = state.step % self.config.trainer.checkpoint_every == 0
-        if ended or due or validated or self._stop.asked:  # validated: the best policy must be on disk
-            self.checkpoint()
+        self._log_accuracy()
+        self.notify("on_position", ended or validated)  # validated: the best policy must be on disk
 
     def on_train_epoch_end(self) -> None:
         self.prompt_phase()
+        self._log_accuracy()
+
+    def on_train_end(self) -> None:
+        if self.state.stage is not Stage.FINISH:
+            self.state.stop_reason = "a callback stopped the training"
 
     def on_fit_end(self) -> None:
-        """Keep the policy and tell what was learnt."""
-        self.export()
-        self.reporter.finish(self.state)
         self._enter(Stage.DONE)
 
     def prompt_phase(self) -> None:
@@ -162,94 +145,69 @@ class P2OModule(LightningModule):
         validated = bool(state.validation.history) and state.validation.history[-1][0] == state.step
         if not validated and (config.validation.every_rounds is None or self._is_last_epoch()):
             self.validate_plain()
-            self.checkpoint()
+            self.notify("on_position", True)
         hard = mine(state.records, config.hard_set)
         evolution, note = self.evolve_templates(hard)
-        profile.report(f"the prompt phase of epoch {state.epoch}")
         assignment = self.assign_templates(hard, evolution)
         if evolution is not None and not assignment.by_problem:
-            note = f"no template to use ({evolution.why_it_stopped}): the next epoch is plain GRPO"
-        summary = epoch_summary(state, hard, evolution, assignment, note)
+            note = f"no usable template ({evolution.why_it_stopped}): the next epoch is plain GRPO"
+        self.notify("on_alternation_end", Alternation(hard, evolution, assignment, note))
         state.assignment = assignment
         state.front = [t.text for t in evolution.front] if evolution is not None else []
-        state.epochs.append(summary)
         state.records = {}
         state.epoch += 1
         state.round = 0
-        self.progress.epoch_done(self.reporter.epoch(state, summary))
-        self._enter(Stage.FINISH if self._finished() else Stage.POLICY)
-        self.trainer.should_stop = state.stage is Stage.FINISH
+        finished = state.epoch >= config.trainer.epochs or state.stop_reason is not None
+        self._enter(Stage.FINISH if finished else Stage.POLICY)
+        self.trainer.should_stop = finished
 
     # ------------------------------------------------------------------ policy phase
 
     def sample_groups(self, problems: Sequence[Problem]) -> list[Group]:
-        """K graded rollouts a problem; a hard one's k-th rollout is made under its k-th assigned template."""
-        config, state = self.config, self.state
+        """K graded rollouts per problem; a hard one's k-th rollout is made under its k-th assigned template."""
+        config, state, rollout = self.config, self.state, self.config.rollout
         k = config.policy.rollouts
         requests = [
             Request(problem, index, derive_seed(config.seed, Phase.POLICY, state.epoch, problem.id, index), template)
             for problem in problems
             for index, template in enumerate(state.assignment.texts(problem.id, k))
         ]
-        rollouts = self._sample(requests, self._policy_sampling(), Phase.POLICY, self.progress.rollouts(len(requests)))
+        sampling = SamplingParams(rollout.temperature, rollout.max_new_tokens, rollout.top_p)
+        rollouts = self._sample(requests, sampling, Phase.POLICY)
         return [
             Group(problem, self.sampler.renderer.render(problem.question), tuple(rollouts[i * k : (i + 1) * k]))
             for i, problem in enumerate(problems)
         ]
 
-    def update_policy(self, groups: Sequence[Group]) -> dict[str, float]:
+    def update_policy(self, groups: Sequence[GroupAdvantages]) -> dict[str, float]:
         """One or several optimizer steps on the groups (equation 6); returns the metrics by name.
 
-        Raises :class:`NonFiniteError` with the batch saved where steps fail again and again.
+        Raises :class:`p2o.algorithm.nonfinite.NonFiniteError` if steps fail again and again.
         """
-        state = self.state
-        try:
-            metrics = self._update(groups)
-        except NonFiniteError as error:
-            path = self.run_dir / "failed_batch.jsonl"
-            json_lines.rewrite(path, error.rows())
-            error.add_note(f"the last of their batches is in {path}")
-            raise
-        state.skipped_in_a_row = metrics.skipped_in_a_row
-        state.micro_batch_tokens = metrics.micro_batch_tokens
-        state.ledger.add(
-            Phase.POLICY, trained_tokens=int(metrics.trained_tokens), scored_tokens=int(metrics.scored_tokens)
-        )
-        return {name: float(value) for name, value in dataclasses.asdict(metrics).items()}
-
-    def _update(self, groups: Sequence[Group]) -> UpdateMetrics:
-        config, state = self.config, self.state
-        tokens = state.micro_batch_tokens or config.policy.micro_batch_tokens
-        return update(
+        state, policy = self.state, self.config.policy
+        fault_point("update", step=state.step)
+        tokens = state.micro_batch_tokens or policy.micro_batch_tokens
+        metrics = update(
             self.policy,
             cast(LightningOptimizer, self.optimizers()),
+            self.schedule,
             groups,
-            dataclasses.replace(config.policy, micro_batch_tokens=tokens),
-            config.distillation,
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            seed=derive_seed(config.seed, "update", state.step),
-            truncation=Truncation(config.rollout.importance, config.rollout.importance_cap),
+            replace(self.objective, policy=replace(policy, micro_batch_tokens=tokens)),
+            seed=derive_seed(self.config.seed, "update", state.step),
             skipped_before=state.skipped_in_a_row,
-            scheduler=self.schedule,
-            backward=self.manual_backward,
-            progress=self._after_micro_batch(self.progress.update()),
+            hooks=Hooks(self.manual_backward, progress=lambda *at: self.notify("on_micro_batch_end", *at)),
         )
-
-    def _after_micro_batch(self, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """``progress``, and the place where a stop may cut an update: its round begins at the checkpoint on disk."""
-
-        def done(batches: int, total: int) -> None:
-            progress(batches, total)
-            if self._saved_step == self.state.step:
-                self._stop.check()
-
-        return done
+        fault_point("the update done")
+        state.skipped_in_a_row = int(metrics["skipped_in_a_row"])
+        state.micro_batch_tokens = int(metrics["micro_batch_tokens"])
+        trained, scored = int(metrics["trained_tokens"]), int(metrics["scored_tokens"])
+        state.ledger.add(Phase.POLICY, trained_tokens=trained, scored_tokens=scored)
+        return metrics
 
     # ------------------------------------------------------------------ prompt phase
 
     def evolve_templates(self, hard: HardSet) -> tuple[Evolution | None, str]:
-        """Evolve templates on the hard set with GEPA; None, with the reason, where there is nothing to do."""
+        """Evolve templates on the hard set with GEPA; None, with the reason, if there is nothing to do."""
         config, state = self.config, self.state
         if self.reflector is None:
             return None, ""
@@ -257,45 +215,43 @@ class P2OModule(LightningModule):
             return None, "the run ends here: no epoch would use the templates"
         if len(hard.ids) < config.hard_set.min_size:
             return None, f"{len(hard.ids)} hard questions are fewer than hard_set.min_size={config.hard_set.min_size}"
-        evolution = evolve(
-            [self.problems[problem_id] for problem_id in hard.ids],
-            self.evaluate_templates,
-            self.reflector,
-            config.gepa,
+        setting = Setting(
             epoch=state.epoch,
             seed=derive_seed(config.seed, Phase.EVOLUTION, state.epoch),
             run_dir=self.run_dir / "evolution" / f"epoch-{state.epoch:03d}",
             count_tokens=self.sampler.renderer.count_tokens,
             ledger=state.ledger,
             warm_start=state.front if config.gepa.warm_start else (),
-            progress=self.progress.evolution(),
+            progress=lambda at: self.notify("on_evolution_progress", at),
             limit=metric_calls_left(config.budget, state.ledger),
         )
+        questions = [self.problems[problem_id] for problem_id in hard.ids]
+        evolution = evolve(questions, self.evaluate_templates, self.reflector, config.gepa, setting)
+        fault_point("evolved")
         if not self._budget_spent() and evolution.stop_reason == "run_budget":
             state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
         return evolution, ""
 
     def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:
         """Answer questions under candidate templates with the current policy, all in one call."""
-        gepa = self.config.gepa
-        sampling = SamplingParams(gepa.temperature, self.config.rollout.max_new_tokens)
+        sampling = SamplingParams(self.config.gepa.temperature, self.config.rollout.max_new_tokens)
         return self._sample(requests, sampling, Phase.EVOLUTION)
 
     def assign_templates(self, hard: HardSet, evolution: Evolution | None) -> Assignment:
-        """Greedy cover of the dev questions, then K weighted draws a hard question; empty without templates."""
+        """Greedy cover of the dev questions, then K weighted draws per hard question; empty without templates."""
         if evolution is None:
             return Assignment()
-        cover = greedy_cover(evolution.pool)
         assignment = assign(
             hard.ids,
             evolution.dev_ids,
-            cover,
+            greedy_cover(evolution.pool),
             k=self.config.policy.rollouts,
             plain_rollouts=self.config.hard_set.plain_rollouts,
             same_template=self.config.gepa.same_template,
             seed=derive_seed(self.config.seed, "assignment", self.state.epoch),
         )
-        self.reporter.evolution(self.state, evolution, assignment)
+        self.notify("on_evolution_end", evolution, assignment)
+        fault_point("assigned")
         return assignment
 
     # ------------------------------------------------------------------ validation
@@ -309,11 +265,11 @@ class P2OModule(LightningModule):
             for index in range(config.validation.samples)
         ]
         sampling = SamplingParams(config.validation.temperature, config.rollout.max_new_tokens)
-        rollouts = self._sample(requests, sampling, Phase.VALIDATION, self.progress.validation(len(requests)))
+        rollouts = self._sample(requests, sampling, Phase.VALIDATION)
         accuracy = sum(rollout.correct for rollout in rollouts) / len(rollouts)
         state.validation.history.append((state.step, accuracy))
-        self.reporter.validation(state, accuracy, rollouts)
-        profile.report(f"the validation at step {state.step}")
+        self.notify("on_plain_validation_end", accuracy, rollouts)
+        fault_point("validated")
         return accuracy
 
     # ------------------------------------------------------------------ Lightning's side
@@ -325,87 +281,46 @@ class P2OModule(LightningModule):
         """
         config = self.config
         self.optimizer = adamw(self.policy, config.tuning.learning_rate, config.policy)
-        warmup = config.policy.warmup_fraction * self.total_rounds * config.policy.updates_per_round
+        rounds = num_rounds(len(self.problems), config) * config.trainer.epochs
+        warmup = config.policy.warmup_fraction * rounds * config.policy.updates_per_round
         self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
         return self.optimizer
 
-    def export(self) -> None:
-        """Write the best checkpoint's policy to ``model/``, for transformers and peft."""
-        try:
-            best = self.store.read(self.store.best)
-        except (CheckpointError, FileNotFoundError) as error:
-            log.warning("%s: model/ is the last policy, not the best one", error)
-            best = read_checkpoint(self.store.last)
-        self.policy.load_state_dict(best.trainable)
-        self.policy.save(self.run_dir / "model")
-        self.policy.load_state_dict(read_checkpoint(self.store.last).trainable)
-
-    def checkpoint(self) -> None:
-        """Write ``last.ckpt``; where the newest validation is the best so far, keep it as ``best.ckpt`` too."""
-        self.reporter.flush()
-        self.state.files = positions.positions(self.run_dir)
-        self.store.save(
-            Checkpoint(
-                trainable=self.policy.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                scheduler=self.schedule.state_dict(),
-                state=self.state,
-            )
-        )
-        self._saved_step = self.state.step
-        self._mark_best()
-
-    def _mark_best(self) -> None:
-        best = self.state.validation.best
-        if best is not None and best[0] == self.state.step:
-            self.store.mark_best()
+    def notify(self, hook: str, *facts: Any) -> None:
+        """Call ``hook`` of every callback that has it."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            method: Callable[..., None] | None = getattr(callback, hook, None)
+            if method is not None:
+                method(self.trainer, self, *facts)
 
     @contextmanager
-    def _whole_rounds_saved(self) -> Iterator[None]:
-        """Where a stop or a broken engine ends the block, the rounds that no checkpoint has yet are written.
-
-        Their cost too, without that of what was cut short.
-        """
+    def _last_round_kept(self) -> Iterator[None]:
+        """If something ends the block, the ledger is again that of the last whole round."""
         ledger = self.state.ledger.to_json()
         try:
             yield
-        except (Stopped, EngineError):
-            if self._saved_step != self.state.step:
-                self.state = dataclasses.replace(self.state, ledger=Ledger.from_json(ledger))
-                self.checkpoint()
+        except BaseException:
+            self.state.ledger = Ledger.from_json(ledger)
             raise
 
-    def _restore(self) -> None:
-        if self._resume_from is not None:
-            self.policy.load_state_dict(self._resume_from.trainable)
-            self.optimizer.load_state_dict(self._resume_from.optimizer)
-            self.schedule.load_state_dict(self._resume_from.scheduler)
-            self._resume_from = None
-            self._mark_best()  # in case the run was killed between the checkpoint and the mark
+    def _log_accuracy(self) -> None:
+        """For callbacks that monitor a metric, such as Lightning's EarlyStopping."""
+        if (accuracy := self.state.validation.final) is not None:
+            self.log("validation/accuracy", accuracy, logger=False)
 
     def _enter(self, stage: Stage) -> None:
         """Every change of stage is a point to come back to."""
         self.state.stage = stage
-        self.checkpoint()
+        self.notify("on_position", True)
 
-    def _sample(
-        self,
-        requests: Sequence[Request],
-        sampling: SamplingParams,
-        phase: Phase,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[Rollout]:
+    def _sample(self, requests: Sequence[Request], sampling: SamplingParams, phase: Phase) -> list[Rollout]:
         return self.sampler.sample(
-            requests, sampling, phase=phase, version=self.state.policy_version, progress=progress
+            requests,
+            sampling,
+            phase=phase,
+            version=self.state.policy_version,
+            progress=lambda done: self.notify("on_rollout_end", phase, done, len(requests)),
         )
-
-    def _policy_sampling(self) -> SamplingParams:
-        rollout = self.config.rollout
-        return SamplingParams(rollout.temperature, rollout.max_new_tokens, rollout.top_p)
-
-    def _validation_due(self) -> bool:
-        every = self.config.validation.every_rounds
-        return every is not None and self.state.step % every == 0
 
     def _is_last_epoch(self) -> bool:
         return self.state.epoch + 1 >= self.config.trainer.epochs
@@ -416,6 +331,3 @@ class P2OModule(LightningModule):
             self.state.stop_reason = reason
             self.trainer.should_stop = True
         return reason is not None
-
-    def _finished(self) -> bool:
-        return self.state.epoch >= self.config.trainer.epochs or self.state.stop_reason is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from p2o.algorithm.samples import TrainingSet
+from p2o.algorithm.training_set import TrainingSet
 
 
 class NonFiniteError(RuntimeError):

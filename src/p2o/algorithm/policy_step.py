@@ -1,64 +1,87 @@
-"""One round's update of the policy: graded groups in, optimizer steps and metrics out.
+"""The policy phase's update: groups with their advantages in, optimizer steps and metrics out (equation 6).
 
-A plain function; a framework hooks in through ``backward`` (instead of ``loss.backward()``) and ``reduce`` (sum over
-ranks).
+:func:`policy_step` is one optimizer step from top to bottom. It sums the gradients of all micro-batches without any
+denominator and divides once, when every token has been counted: so the result does not depend on how the batch was
+split, and tokens that the context mask drops can leave the denominator although they are known only after their
+forward pass.
 
-Gradients of all micro-batches of a step are summed without any denominator and divided once, when every token has been
-counted: so the result does not depend on how the batch was split, and tokens that the context mask drops can leave the
-denominator although they are known only after their forward pass.
+Plain functions; a framework hooks in through :class:`Hooks`.
 
-A step whose loss or gradient is not finite is skipped, see :mod:`p2o.algorithm.nonfinite`; one that memory does not
-suffice for is repeated in smaller parts, see :mod:`p2o.policy.memory`.
+Shapes: N tokens of a micro-batch, M completion tokens of a training set.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from p2o.algorithm.advantages import GroupAdvantages, Signal, group_advantages
 from p2o.algorithm.distillation import kept_tokens, old_logprobs
 from p2o.algorithm.importance import OFF, Truncation, importance_weights
 from p2o.algorithm.losses import preset
+from p2o.algorithm.metrics import Reduce, TokenSums, UpdateMetrics
 from p2o.algorithm.nonfinite import NonFiniteError
-from p2o.algorithm.samples import TrainingSet, training_sets
-from p2o.algorithm.update_metrics import Reduce, Sums, Tally, UpdateMetrics
-from p2o.config.schema import DistillationConfig, PolicyConfig
-from p2o.policy.attention import build_blocks
-from p2o.policy.head import token_logprobs
-from p2o.policy.layout import MicroBatch, micro_batches
+from p2o.algorithm.training_set import TrainingSet, training_sets
+from p2o.config.schema import Config, DistillationConfig, PolicyConfig
+from p2o.faults import fault_point
+from p2o.policy.layout import NO_TOKENS, MicroBatch, micro_batches
 from p2o.policy.memory import TokenBudget, must_fit
-from p2o.policy.model import Policy
 from p2o.profile import timed
 from p2o.types import Group, derive_seed
+
+if TYPE_CHECKING:
+    from p2o.policy.model import Policy
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Objective:
-    """The configuration of the loss, and what it needs of the sampling."""
+class Objective:
+    """What is maximised: the configuration of loss and distillation, and how the rollouts were sampled.
 
-    config: PolicyConfig
+    ``temperature`` is that of the rollouts (0, greedy, counts as 1); ``truncation`` corrects for an engine whose
+    log-probs differ from the trainer's.
+    """
+
+    policy: PolicyConfig
     distillation: DistillationConfig
     temperature: float
     max_new_tokens: int
-    truncation: Truncation
+    truncation: Truncation = OFF
 
-    def denominator(self, sums: Sums) -> float:
-        if not preset(self.config.loss).per_token:
-            return sums.samples * self.max_new_tokens
-        return sums.kept if self.distillation.mask_denominator == "kept" else sums.tokens
+    @classmethod
+    def of(cls, config: Config) -> Objective:
+        rollout = config.rollout
+        return cls(
+            config.policy,
+            config.distillation,
+            rollout.temperature,
+            rollout.max_new_tokens,
+            Truncation(rollout.importance, rollout.importance_cap),
+        )
+
+    def advantages(self, group: Group) -> GroupAdvantages:
+        """Equation 2, as ``policy.loss`` and ``policy.baseline`` have it."""
+        scale_by_std = preset(self.policy.loss).scale_by_std
+        return group_advantages(group, scale_by_std=scale_by_std, baseline=self.policy.baseline)
+
+    def denominator(self, samples: float, tokens: float, kept: float) -> float:
+        """What a step's summed gradient is divided by, of its samples, tokens and the tokens that have a loss."""
+        if not preset(self.policy.loss).per_token:
+            return samples * self.max_new_tokens
+        return kept if self.distillation.mask_denominator == "kept" else tokens
 
 
-class Steps(Protocol):
+class Optimizer(Protocol):
     """What is used of an optimizer, or of a framework's wrapper of one."""
 
     def step(self) -> object: ...
@@ -70,64 +93,192 @@ class Schedule(Protocol):
     def step(self) -> object: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Where a framework takes part in an update."""
+
+    backward: Callable[[Tensor], object] = Tensor.backward
+    """Called instead of ``loss.backward()``."""
+    reduce: Reduce | None = None
+    """Sums tensors over all ranks."""
+    progress: Callable[[int, int], None] | None = None
+    """Called after each micro-batch with the completion tokens done and those of the whole update."""
+
+
 def update(
     policy: Policy,
-    optimizer: Steps,
-    groups: Sequence[Group],
-    config: PolicyConfig,
-    distillation: DistillationConfig,
+    optimizer: Optimizer,
+    schedule: Schedule | None,
+    groups: Sequence[GroupAdvantages],
+    objective: Objective,
     *,
-    temperature: float,
-    max_new_tokens: int,
     seed: int,
-    truncation: Truncation = OFF,
     skipped_before: int = 0,
-    scheduler: Schedule | None = None,
-    backward: Callable[[Tensor], object] = Tensor.backward,
-    reduce: Reduce | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> UpdateMetrics:
-    """Take ``config.updates_per_round`` optimizer steps on ``groups``.
+    hooks: Hooks = Hooks(),
+) -> dict[str, float]:
+    """Take ``policy.updates_per_round`` optimizer steps on ``groups``; returns the metrics by name.
 
-    Groups without a signal are counted and dropped before any forward pass. ``temperature`` and ``max_new_tokens`` are
-    those of the rollouts (greedy counts as temperature 1). ``seed`` decides which groups go into which step.
-    ``truncation`` corrects for an engine whose log-probs differ, see :mod:`p2o.algorithm.importance`.
-    ``skipped_before`` is ``skipped_in_a_row`` of the update before. ``scheduler`` is stepped once an optimizer step,
-    also for one that had nothing to train on or was skipped, so that the schedule keeps time with the rounds.
-    ``progress(done, total)`` counts completion tokens.
+    Groups without a signal are counted and dropped before any forward pass. ``seed`` decides which groups go into
+    which step. ``skipped_before`` is the metric ``skipped_in_a_row`` of the update before. ``schedule`` is stepped
+    once per optimizer step, also for one that had nothing to train on or was skipped, so that it keeps time with the
+    rounds.
 
-    Raises :class:`NonFiniteError` at the ``config.max_skipped_steps``-th skipped step in a row, and
-    :class:`p2o.policy.memory.OutOfMemoryError` where a single sequence does not fit.
+    Raises :class:`NonFiniteError` at the ``policy.max_skipped_steps``-th skipped step in a row, and
+    :class:`p2o.policy.memory.OutOfMemoryError` if a single sequence does not fit.
     """
-    if config.layout != "padded" and not policy.attends_by_segments:
-        raise ValueError(
-            f"policy.layout={config.layout} needs model.attn_implementation=sdpa "
-            f"(it is {policy.model_config.attn_implementation}): use that, or policy.layout=padded"
-        )
-    objective = _Objective(config, distillation, temperature or 1.0, max_new_tokens, truncation)
-    sets, signals = training_sets(groups, config, distillation, seed=seed)
+    config = objective.policy
+    policy.check_layout(config.layout)
+    sets = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    old = [None, *(_logprobs(policy, s, objective, budget) for s in sets[1:])]
-    tally = Tally(sum(s.tokens for s in sets), progress, skipped_before)
-    tally.scored_tokens = sum(s.tokens for s in sets[1:])
+    before = [None, *(_logprobs(policy, later, objective, budget) for later in sets[1:])]
+    metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
+    signals = Counter(group.signal for group in groups)
+    metrics.count(**{signal.value: signals[signal] for signal in Signal})
+    metrics.count(scored_tokens=sum(later.tokens for later in sets[1:]))
     with _training_mode(policy, seed):
-        for training_set, before in zip(sets, old, strict=True):
-            sums = _accumulate(policy, optimizer, training_set, before, objective, tally, budget, backward)
-            sums.denominator = objective.denominator(sums)
-            with timed("optimizer"):
-                norm = _optimizer_step(policy, optimizer, sums, config.max_grad_norm, reduce)
-            tally.step(sums, norm)
-            if tally.skipped_in_a_row >= config.max_skipped_steps:
-                logprobs = _logprobs(policy, training_set, objective, budget)
-                raise NonFiniteError(tally.skipped_in_a_row, training_set, logprobs)
-            if scheduler is not None:
-                scheduler.step()
-    return tally.metrics(signals, budget.tokens)
+        for training_set, old_M in zip(sets, before, strict=True):
+            policy_step(policy, optimizer, training_set, old_M, objective, metrics, budget, hooks)
+            if metrics.skipped_in_a_row >= config.max_skipped_steps:
+                logprobs_M = _logprobs(policy, training_set, objective, budget)
+                raise NonFiniteError(metrics.skipped_in_a_row, training_set, logprobs_M)
+            if schedule is not None:
+                schedule.step()
+    return {**metrics.values(), "micro_batch_tokens": budget.tokens}
 
 
-def _lay_out(policy: Policy, training_set: TrainingSet, config: PolicyConfig, tokens: int) -> list[MicroBatch]:
-    return micro_batches(training_set.samples, config.layout, tokens, pad_id=policy.tokenizer.pad_token_id)
+def policy_step(
+    policy: Policy,
+    optimizer: Optimizer,
+    training_set: TrainingSet,
+    old_M: Tensor | None,
+    objective: Objective,
+    metrics: UpdateMetrics,
+    budget: TokenBudget,
+    hooks: Hooks,
+) -> None:
+    """One optimizer step: lay out, forward, loss, backward, divide, clip, check, step.
+
+    ``old_M`` are the sampling policy's log-probs under the training prompts; None if it is the policy itself.
+    """
+    done = metrics.done_tokens
+
+    def accumulate(tokens: int) -> TokenSums:
+        optimizer.zero_grad()
+        metrics.done_tokens, sums = done, TokenSums()
+        batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
+        for batch in batches:
+            with must_fit(batch):
+                size = {"layers": batch.input_ids.numel(), "head": len(batch.targets)}
+                with timed("forward", **size):
+                    new_N, entropy_N = _forward(policy, batch, objective)
+                policy_N = new_N.detach() if old_M is None else old_M[batch.tokens].to(new_N.device)
+                loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
+                with timed("backward", **size):
+                    hooks.backward(loss)
+            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
+            fault_point("a micro-batch")
+        if not batches and hooks.reduce is not None:  # a rank without live groups learns what the others will sum
+            empty = torch.empty(0)
+            _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)
+        return sums
+
+    sums = budget.fit(accumulate)  # again, in smaller micro-batches, as long as memory runs out
+    gradients = _gradients(policy, hooks.reduce)
+    sums.put("samples", len(training_set))
+    totals, largest = sums.read(hooks.reduce)
+    samples, _ = totals.pop("samples")
+    loss, kept = totals.pop("loss", (0.0, 0.0))
+    tokens = totals["entropy"][1] if totals else 0.0
+    metrics.count(trained_samples=samples, trained_tokens=tokens)
+    metrics.tokens(totals, largest)
+    if denominator := objective.denominator(samples, tokens, kept):
+        with timed("optimizer"):
+            norm = float(get_total_norm(gradients)) / denominator
+            if math.isfinite(norm) and math.isfinite(loss):
+                bound = objective.policy.max_grad_norm
+                torch._foreach_mul_(gradients, min(1.0, bound / norm if norm else 1.0) / denominator)
+                fault_point("before the optimizer's step")
+                optimizer.step()
+                fault_point("after the optimizer's step")
+                metrics.taken(loss / denominator, norm)
+            else:
+                log.warning("an optimizer step is skipped: its loss is %s, its gradient's norm %s", loss, norm)
+                metrics.skipped()
+    optimizer.zero_grad()
+
+
+def _loss(
+    new_N: Tensor,
+    entropy_N: Tensor,
+    policy_N: Tensor,
+    batch: MicroBatch,
+    training_set: TrainingSet,
+    objective: Objective,
+    sums: TokenSums,
+) -> Tensor:
+    """The sum of the micro-batch's token losses; ``policy_N`` are the sampling policy's log-probs."""
+    config, distillation, device = objective.policy, objective.distillation, new_N.device
+    engine_N = training_set.engine_logprobs[batch.tokens].to(device)
+    samples_N = batch.samples.to(device)
+    templated_N = training_set.templated.to(device)[samples_N]
+    own_N = training_set.own_prompt.to(device)[samples_N]
+    kept_N = kept_tokens(
+        distillation.kind, policy_N, engine_N, templated_N, low=distillation.low, high=distillation.high
+    )
+    losses_N, loss_metrics = preset(config.loss).loss(
+        new_N,
+        old_logprobs(distillation.kind, policy_N, engine_N, templated_N),
+        training_set.advantages.to(device)[samples_N],
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+    )
+    weights_N = importance_weights(objective.truncation, policy_N, engine_N, samples_N, own_N)
+    losses_N = torch.where(kept_N, losses_N * weights_N, 0)
+    difference_N = (policy_N - engine_N).double()
+    everywhere_N = torch.ones_like(kept_N)
+    sums.add({"loss": losses_N, "importance_weight": weights_N, **loss_metrics}, kept_N)
+    sums.add({"entropy": entropy_N}, everywhere_N)
+    sums.add({"masked_fraction": ~kept_N}, templated_N)
+    sums.add(
+        {
+            "mismatch_mean": difference_N.abs(),
+            "mismatch_k1": -difference_N,
+            "mismatch_k3": difference_N.expm1() - difference_N,
+        },
+        own_N,
+    )
+    sums.largest("mismatch_max", difference_N.abs(), own_N)
+    return losses_N.sum()
+
+
+def _gradients(policy: Policy, reduce: Reduce | None) -> list[Tensor]:
+    """The summed gradients of all ranks."""
+    parameters = list(policy.trainable.values())
+    if reduce is not None:
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _forward(policy: Policy, batch: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor]:
+    return policy.logprobs(batch, temperature=objective.temperature or 1.0, chunk=objective.policy.head_chunk_tokens)
+
+
+@torch.no_grad()
+def _logprobs(policy: Policy, training_set: TrainingSet, objective: Objective, budget: TokenBudget) -> Tensor:
+    """Log-probs [M] under the training prompts and the current weights."""
+    flat_M = torch.empty(training_set.tokens)
+
+    def attempt(tokens: int) -> None:
+        for batch in micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id):
+            with must_fit(batch):
+                flat_M[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
+
+    budget.fit(attempt)
+    return flat_M
 
 
 @contextmanager
@@ -141,146 +292,3 @@ def _training_mode(policy: Policy, seed: int) -> Iterator[None]:
             yield
         finally:
             policy.module.eval()
-
-
-def _forward(policy: Policy, batch: MicroBatch, objective: _Objective) -> tuple[Tensor, Tensor]:
-    """Log-probs of a micro-batch's targets under the current weights, and the entropies, [N] each."""
-    device = policy.device
-    mask = (
-        build_blocks(batch.segments, batch.input_ids.numel(), device)
-        if policy.attends_by_segments
-        else batch.padding_mask.to(device)
-    )
-    hidden_BTD = policy.hidden_states(batch.input_ids.to(device), batch.position_ids.to(device), mask)
-    weight, bias = policy.head()
-    return token_logprobs(
-        hidden_BTD.flatten(0, 1)[batch.predictors.to(device)],
-        weight,
-        bias,
-        batch.targets.to(device),
-        temperature=objective.temperature,
-        chunk=objective.config.head_chunk_tokens,
-        dtype=policy.dtype,
-    )
-
-
-@torch.no_grad()
-def _logprobs(policy: Policy, training_set: TrainingSet, objective: _Objective, budget: TokenBudget) -> Tensor:
-    """Log-probs [M] under the training prompts and the current weights."""
-    flat = torch.empty(training_set.tokens)
-
-    def attempt(tokens: int) -> None:
-        for batch in _lay_out(policy, training_set, objective.config, tokens):
-            with must_fit(batch):
-                flat[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
-
-    budget.fit(attempt)
-    return flat
-
-
-def _accumulate(
-    policy: Policy,
-    optimizer: Steps,
-    training_set: TrainingSet,
-    before: Tensor | None,
-    objective: _Objective,
-    tally: Tally,
-    budget: TokenBudget,
-    backward: Callable[[Tensor], object],
-) -> Sums:
-    """Forward and backward over a step's micro-batches; leaves the sum of the tokens' gradients in the parameters."""
-    done = tally.done_tokens
-
-    def attempt(tokens: int) -> Sums:
-        optimizer.zero_grad()
-        tally.done_tokens = done
-        total = Sums(samples=len(training_set))
-        for batch in _lay_out(policy, training_set, objective.config, tokens):
-            with must_fit(batch):
-                rows, targets = batch.input_ids.numel(), len(batch.targets)
-                with timed("forward", layers=rows, head=targets):
-                    new_N, entropy_N = _forward(policy, batch, objective)
-                policy_N = new_N.detach() if before is None else before[batch.tokens].to(new_N.device)
-                loss, sums = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, tally)
-                with timed("backward", layers=rows, head=targets):
-                    backward(loss)
-            total.add(sums)
-            tally.micro_batch(batch)
-        return total
-
-    return budget.fit(attempt)
-
-
-def _loss(
-    new_N: Tensor,
-    entropy_N: Tensor,
-    policy_N: Tensor,
-    batch: MicroBatch,
-    training_set: TrainingSet,
-    objective: _Objective,
-    tally: Tally,
-) -> tuple[Tensor, Sums]:
-    """The sum of the micro-batch's token losses; ``policy_N`` are the sampling policy's log-probs."""
-    config, distillation, device = objective.config, objective.distillation, new_N.device
-    engine_N = training_set.engine_logprobs[batch.tokens].to(device)
-    templated_N = training_set.templated[batch.samples].to(device)
-    kept_N = kept_tokens(
-        distillation.kind, policy_N, engine_N, templated_N, low=distillation.low, high=distillation.high
-    )
-    losses = preset(config.loss).losses(
-        new_N,
-        old_logprobs(distillation.kind, policy_N, engine_N, templated_N),
-        training_set.advantages[batch.samples].to(device),
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        dual_clip=config.dual_clip,
-    )
-    own_N = training_set.own_prompt[batch.samples].to(device)
-    weights_N = importance_weights(objective.truncation, policy_N, engine_N, batch.samples.to(device), own_N)
-    loss = (losses.loss * weights_N)[kept_N].sum()
-    difference = (policy_N - engine_N)[own_N].double()
-    tally.mismatch(difference)
-    return loss, Sums(
-        loss=float(loss.detach()),
-        tokens=len(new_N),
-        entropy=float(entropy_N.sum()),
-        kept=int(kept_N.sum()),
-        ratio=float(losses.ratio[kept_N].sum()),
-        clipped=int(losses.clipped[kept_N].sum()),
-        templated=int(templated_N.sum()),
-        masked=int((~kept_N).sum()),
-        weight=float(weights_N[kept_N].sum()),
-        compared=len(difference),
-        absolute=float(difference.abs().sum()),
-        k1=-float(difference.sum()),
-        k3=float((difference.expm1() - difference).sum()),
-    )
-
-
-def _optimizer_step(
-    policy: Policy, optimizer: Steps, sums: Sums, max_grad_norm: float, reduce: Reduce | None
-) -> float | None:
-    """Divide the summed gradients, clip them and step.
-
-    Returns the gradient's norm; None where nothing was trained, NaN where loss or gradient were not finite and the step
-    was skipped.
-    """
-    parameters = list(policy.trainable.values())
-    if reduce is not None:
-        for p in parameters:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        reduce([p.grad for p in parameters if p.grad is not None])
-        sums.reduce(reduce)
-    if not sums.denominator:
-        optimizer.zero_grad()
-        return None
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = float(get_total_norm(gradients)) / sums.denominator
-    finite = math.isfinite(norm) and math.isfinite(sums.loss)
-    if finite:
-        torch._foreach_mul_(gradients, min(1.0, max_grad_norm / norm if norm else 1.0) / sums.denominator)
-        optimizer.step()
-    else:
-        log.warning("an optimizer step is skipped: its loss is %s, its gradient's norm %s", sums.loss, norm)
-    optimizer.zero_grad()
-    return norm if finite else math.nan

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from p2o.algorithm.state import RunState
+from p2o.faults import fault_point
 from p2o.files import draft_of, replacing, sync_folder
 
 FORMAT = 2
@@ -72,7 +73,9 @@ class CheckpointStore:
 
     def mark_best(self) -> None:
         """Keep the last checkpoint as the best."""
+        fault_point("the best not yet marked")
         _link(self.last, self.best)
+        fault_point("the best marked")
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, which is ``last.ckpt`` from now on; None where the run has none yet.
@@ -139,6 +142,7 @@ def _link(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, draft)
         draft.replace(target)
+        fault_point("a file linked", path=target)
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(target.parent)

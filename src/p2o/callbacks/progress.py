@@ -1,38 +1,35 @@
-"""Where a run stands, on the terminal: bars with time left, or plain lines where nobody watches."""
+"""Where a run stands, on the terminal: bars with time left, or plain lines if nobody watches."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Self
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
+from lightning import LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     ProgressColumn,
     Task,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
 
+from p2o.algorithm.advantages import GroupAdvantages, Signal
+from p2o.algorithm.module import Alternation, P2OModule
+from p2o.callbacks.hooks import P2OCallback
+from p2o.evolution.monitor import EvolutionProgress
 from p2o.logs import TERMINAL
-
-if TYPE_CHECKING:
-    from p2o.algorithm.state import RunState
-    from p2o.evolution.gepa_phase import EvolutionProgress
-
-Done = Callable[[int], None]
-"""Called with the number of pieces that are done so far."""
-
-NOTED = {"rollout/reward": "reward {:.2f}", "rollout/live": "live {:.0f}", "policy/grad_norm": "grad {:.2g}"}
-"""Which scalars of a round are worth a look at the terminal."""
+from p2o.reporting.epoch_summary import epoch_line, epoch_summary
+from p2o.types import Phase
 
 PARTS = ("evolution", "rollouts", "validation", "update")
-"""From top to bottom: an evolution's rollouts are shown below it."""
+"""What can be under way; one bar is shown at a time."""
 
 
 class Note(ProgressColumn):
@@ -42,19 +39,18 @@ class Note(ProgressColumn):
         return str(task.fields.get("note", ""))
 
 
-class Progress:
-    """Bars for the run, and below it for the part that is going on; a context manager.
+class Progress(P2OCallback):
+    """Bars for the run, and below it for the part that is under way.
 
     On a terminal the bars are live. Elsewhere (a log file, a batch system) each round and each epoch is one plain
-    line. ``enabled=False`` says nothing at all.
+    line.
     """
 
-    def __init__(self, rounds: int, *, enabled: bool = True, console: Console = TERMINAL) -> None:
+    def __init__(self, rounds: int, *, console: Console = TERMINAL) -> None:
         """``rounds`` is the number of rounds of the whole run."""
         self.console = console
         self._rounds = rounds
-        self._live = enabled and console.is_terminal
-        self._lines = enabled and not console.is_terminal
+        self._live = console.is_terminal
         self._bars = Bars(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=30),
@@ -71,67 +67,65 @@ class Progress:
         self._started = time.monotonic()
         self._first: int | None = None
 
-    def __enter__(self) -> Self:
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         self._bars.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._hide_parts()
-        self._bars.stop()
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, P2OModule)
+        self.round_done(module.state.step, outputs["groups"], outputs["metrics"])
 
-    def round_done(self, state: RunState, scalars: Mapping[str, float]) -> None:
-        """``state.step`` rounds of the run are done; ``scalars`` are those of the last one, see :data:`NOTED`."""
+    def round_done(self, step: int, groups: Sequence[GroupAdvantages], metrics: Mapping[str, float]) -> None:
+        """``step`` rounds of the run are done."""
         self._hide_parts()
-        note = "  ".join(text.format(scalars[name]) for name, text in NOTED.items() if name in scalars)
+        rewards = [reward for scored in groups for reward in scored.group.rewards]
+        live = sum(scored.signal is Signal.LIVE for scored in groups)
+        note = f"reward {fmean(rewards):.2f}  signal {live}/{len(groups)}  grad {metrics['grad_norm']:.2g}"
         if self._first is None:  # a resumed run starts in the middle: time left is judged by its own rounds
-            self._first = state.step - 1
+            self._first = step - 1
             self._bars.reset(self._run, total=self._rounds, completed=self._first)
-        self._bars.update(self._run, completed=state.step, note=note)
-        if self._lines:
-            seconds = (time.monotonic() - self._started) / (state.step - self._first) * (self._rounds - state.step)
+        self._bars.update(self._run, completed=step, note=note)
+        if not self._live:
+            seconds = (time.monotonic() - self._started) / (step - self._first) * (self._rounds - step)
             left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
-            self._print(f"round {state.step}/{self._rounds}  {note}  {left}")
+            self._print(f"round {step}/{self._rounds}  {note}  {left}")
 
-    def epoch_done(self, text: str) -> None:
+    def on_rollout_end(self, trainer: Trainer, module: P2OModule, phase: Phase, done: int, total: int) -> None:
+        if phase is not Phase.EVOLUTION:
+            self._show("validation" if phase is Phase.VALIDATION else "rollouts", done, total)
+
+    def on_micro_batch_end(self, trainer: Trainer, module: P2OModule, done: int, total: int) -> None:
+        self._show("update", done, total)
+
+    def on_evolution_progress(self, trainer: Trainer, module: P2OModule, at: EvolutionProgress) -> None:
+        self._show("evolution", at.metric_calls, at.budget, f"best dev {at.best_dev_score:.2f}")
+
+    def on_alternation_end(self, trainer: Trainer, module: P2OModule, alternation: Alternation) -> None:
         """A line that stays: what an epoch did."""
         self._hide_parts()
-        if self._lines or self._live:
-            self._print(text)
+        self._print(epoch_line(epoch_summary(module.state, alternation)))
 
-    def rollouts(self, total: int) -> Done:
-        return self._part("rollouts", total)
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
 
-    def validation(self, total: int) -> Done:
-        return self._part("validation", total)
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._stop()
 
-    def update(self) -> Callable[[int, int], None]:
-        """Takes the micro-batches done and their number."""
-        task = self._start("update", None)
-        return lambda done, total: self._bars.update(task, completed=done, total=total)
+    def _show(self, name: str, done: int, total: int, note: str = "") -> None:
+        shown = self._parts[name]
+        if not self._bars.tasks[shown].visible:
+            self._hide_parts()
+            self._bars.reset(shown, total=total, visible=True)
+        self._bars.update(shown, completed=done, total=total, note=note)
 
-    def evolution(self) -> Callable[[EvolutionProgress], None]:
-        """Shows the metric calls used, of their budget, and the best dev score so far."""
-        task = self._start("evolution", None)
+    def _hide_parts(self) -> None:
+        for task in self._parts.values():
+            self._bars.update(task, visible=False)
 
-        def report(at: EvolutionProgress) -> None:
-            note = f"best dev {at.best_dev_score:.2f}"
-            self._bars.update(task, completed=at.metric_calls, total=at.budget, note=note)
-
-        return report
-
-    def _part(self, name: str, total: int) -> Done:
-        task = self._start(name, total)
-        return lambda done: self._bars.update(task, completed=done)
-
-    def _start(self, name: str, total: int | None) -> TaskID:
-        self._hide_parts(but="evolution")  # the rollouts below it are its own
-        self._bars.reset(self._parts[name], total=total, visible=True, note="")
-        return self._parts[name]
-
-    def _hide_parts(self, but: str = "") -> None:
-        for name, task in self._parts.items():
-            if name != but:
-                self._bars.update(task, visible=False)
+    def _stop(self) -> None:
+        self._hide_parts()
+        self._bars.stop()
 
     def _print(self, text: str) -> None:
         self.console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 WITHOUT_MEANING = frozenset(
     {
-        *("run_dir", "resume", "plan", "profile", "logger.samples", "reward.workers", "policy.max_skipped_steps"),
+        *("run_dir", "resume", "plan", "profile", "reward.workers", "policy.max_skipped_steps"),
         *(f"trainer.{key}" for key in ("progress", "threads", "accelerator")),
         # of an engine: what it may take of its machine, where it is, how long it is waited for
         *(f"rollout.{key}" for key in ("max_rows", "max_model_len", "kv_cache_gib", "gpu_memory_utilization")),
@@ -21,6 +21,10 @@ WITHOUT_MEANING = frozenset(
     }
 )
 """Keys that may differ between the launches of one run: they do not change what is computed, but for rounding."""
+
+
+UNCOUNTED = ("logger.", "callbacks.", "extensions.")
+"""Nodes that say how a run is watched, not what it computes."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -36,7 +40,11 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def meaningful(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration, nested or flat, as dotted keys without those of no meaning."""
-    return {key: value for key, value in flat(config).items() if key not in WITHOUT_MEANING}
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key not in WITHOUT_MEANING and not f"{key}.".startswith(UNCOUNTED)
+    }
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

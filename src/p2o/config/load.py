@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from p2o.config import schema
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import Config
+from p2o.config.search_path import ExperimentsSearchPath
 from p2o.config.validate import ConfigError, validate
 from p2o.config.validate_evaluation import validate_evaluation
 
@@ -23,14 +25,14 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "hub": schema.ModelConfig,
         "wheel": schema.WheelModel,
         "random": schema.RandomModel,
-        "latent_skill": schema.LatentSkillModel,
+        "custom": schema.CustomModel,
     },
     "tuning": {"lora": schema.LoraTuning, "full": schema.FullTuning},
     "data": {
         "reasoning_gym": schema.ReasoningGymData,
         "hub": schema.HubData,
         "jsonl": schema.JsonlData,
-        "latent_skill": schema.LatentSkillData,
+        "custom": schema.CustomData,
     },
     "rollout": {
         "hf": schema.HfRollout,
@@ -49,7 +51,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 
 def register_schemas() -> None:
-    """Make ``/schema/...`` and ``${by:choice,{choice:value}}`` known to Hydra; must run before anything is composed."""
+    """Make ``/schema/...``, ``${by:choice,{choice:value}}`` and the experiments' YAML files known to Hydra.
+
+    Must run before anything is composed.
+    """
+    Plugins.instance().register(ExperimentsSearchPath)
     OmegaConf.register_new_resolver("by", lambda choice, values: values[choice], replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config, package="_global_")
@@ -106,3 +112,8 @@ def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
 def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
     """The configuration as plain containers, for ``config.yaml``, checkpoints and hyperparameters."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True))
+
+
+def from_plain(node: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of :func:`to_plain`, of one node: ``values`` as an object of the dataclass ``node``."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create(dict(values))))

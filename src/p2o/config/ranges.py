@@ -25,7 +25,6 @@ CHOICES = {
 
 POSITIVE = (
     *("model.hidden_size", "model.layers", "model.heads", "model.kv_heads"),
-    *("model.width", "model.steps", "model.batch_size", "model.learning_rate"),
     *("tuning.learning_rate", "tuning.r", "tuning.alpha"),
     *("data.train_size", "data.val_size"),
     *("reward.deadline_s", "reward.workers", "reward.memory_mb"),
@@ -52,7 +51,6 @@ NOT_NEGATIVE = (
     *("rollout.max_restarts", "rollout.retry_s", "rollout.max_retries"),
     *("gepa.temperature", "validation.temperature", "reflector.temperature"),
     *("reflector.max_retries", "reflector.backoff_s", "reflector.max_wait_s", "reflector.breaker_cooldown_s"),
-    "logger.samples",
     # of an evaluation
     "temperature",
 )

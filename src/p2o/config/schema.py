@@ -26,6 +26,10 @@ class ModelConfig:
     a small part of the memory."""
     trust_remote_code: bool = False
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    lean_layers: bool = True
+    """Norms and gated MLPs keep fewer activations for the backward pass and compute the rest again."""
+    sparse_embedding: bool = True
+    """A tied embedding adds the rows of the tokens that occurred to the head's gradient, without a table of its own."""
 
 
 @dataclass(kw_only=True)
@@ -48,20 +52,14 @@ class RandomModel(ModelConfig):
 
 
 @dataclass(kw_only=True)
-class LatentSkillModel(ModelConfig):
-    """The testbed's model: tiny, pre-trained once into a folder below ``path`` that is named by these settings."""
+class CustomModel(ModelConfig):
+    """A model that your own function builds once, in a folder below ``path`` that is named by a digest of both fields.
 
-    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
-    """Families of questions that it learns to work out: sum | difference | maximum | reversal."""
-    leak: float = 0.001
-    """Share of the plain questions that are worked out unasked: how rare plain success is before any training."""
-    layers: int = 3
-    width: int = 128
-    heads: int = 4
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float = 0.002
-    seed: int = 0
+    ``builder`` is the dotted name of ``f(params) -> (model, tokenizer)``.
+    """
+
+    builder: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -142,11 +140,12 @@ class JsonlData(DataConfig):
 
 
 @dataclass(kw_only=True)
-class LatentSkillData(DataConfig):
-    """The testbed's questions, in equal shares."""
+class CustomData(DataConfig):
+    """Your own questions: ``factory`` is the dotted name of ``f(config) -> (training problems, held-out problems)``."""
 
-    kind: str = "latent_skill"
-    families: list[str] = field(default_factory=lambda: ["sum", "difference", "maximum", "reversal"])
+    kind: str = "custom"
+    factory: str = MISSING
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -272,6 +271,8 @@ class PolicyConfig:
     """padded | packed | shared_prefix: how rollouts are laid out in a micro-batch."""
     micro_batch_tokens: int = 2048
     head_chunk_tokens: int = 256
+    fused_lora: bool = True
+    """An adapter's second product adds itself to the layer's output, instead of a pass of its own."""
 
 
 @dataclass(kw_only=True)
@@ -339,7 +340,7 @@ class ReflectorConfig:
 class StrategiesReflector(ReflectorConfig):
     kind: str = "strategies"
     strategies: str | None = None
-    """YAML file of strategies, or a built-in one by its name: strategies (null) | latent_skill."""
+    """YAML file of strategies; null = the built-in ones."""
 
 
 @dataclass(kw_only=True)
@@ -404,10 +405,9 @@ class TrainerConfig:
 
 
 @dataclass(kw_only=True)
-class LoggerConfig:
-    tensorboard: bool = True
-    samples: int = 4
-    """Rollouts, plain beside templated, that are shown per epoch."""
+class ExtensionsConfig:
+    allow: list[str] = field(default_factory=list)
+    """Packages, beside lightning and p2o, whose classes ``callbacks`` and ``logger`` may name as ``_target_``."""
 
 
 @dataclass(kw_only=True)
@@ -442,5 +442,9 @@ class Config:
     reflector: ReflectorConfig = MISSING
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks by name: ``_target_`` is the class, the other keys are its arguments."""
+    logger: dict[str, Any] = field(default_factory=dict)
+    """Lightning loggers by name, in the same form."""
+    extensions: ExtensionsConfig = field(default_factory=ExtensionsConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

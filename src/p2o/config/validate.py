@@ -114,8 +114,6 @@ def _method(config: Config) -> Iterator[str]:
 
 
 def _data(config: Config) -> Iterator[str]:
-    if isinstance(config.model, schema.LatentSkillModel) and not 0 <= config.model.leak <= 1:
-        yield f"model.leak={config.model.leak} must lie in [0, 1]"
     if "{question}" not in config.data.prompt:
         yield "data.prompt must contain {question}"
     for key in ("path", "val_path"):

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
 
 from p2o.config.evaluation import BenchmarkSet, EvaluateConfig
-from p2o.config.load import SCHEMAS
+from p2o.config.load import SCHEMAS, from_plain
 from p2o.config.schema import ColumnsConfig, DataConfig, HubData, RewardConfig
 from p2o.rewards import GraderPool
 from p2o.tasks import DataError, DataReport, load_problems
 from p2o.tasks.jsonl import read, to_problem
-from p2o.tasks.load import gradable
 from p2o.tasks.problem_set import Row, Sieve, question_id
+from p2o.tasks.problems import gradable
 from p2o.types import Problem
 
 
@@ -78,7 +77,7 @@ def _file_rows(name: str, path: str, key: str, columns: ColumnsConfig) -> Iterat
 
 
 def _hub_rows(name: str, one: BenchmarkSet) -> Iterator[Row]:
-    from p2o.tasks.hub import open_dataset  # brings in the datasets library, which takes its time
+    from p2o.tasks.hub_data import open_dataset  # brings in the datasets library, which takes its time
 
     data = HubData(dataset=one.dataset, subset=one.subset, split=one.split, columns=one.columns)
     try:
@@ -124,11 +123,7 @@ def _held_out(run_dir: Path, limit: int | None) -> Benchmark:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "data" not in tree or "tuning" not in tree:
         raise DataError(f"benchmarks.runs: {path} is not a training run's: give the folder of one")
-    data = cast(DataConfig, _structured(SCHEMAS["data"][tree["data"]["kind"]], tree["data"]))
-    reward = cast(RewardConfig, _structured(RewardConfig, tree["reward"]))
+    data = cast(DataConfig, from_plain(SCHEMAS["data"][tree["data"]["kind"]], tree["data"]))
+    reward = cast(RewardConfig, from_plain(RewardConfig, tree["reward"]))
     problems = load_problems(data, reward)
     return _first(f"held-out-{tree['name']}", list(problems.val), limit, data.prompt, reward, problems.report)
-
-
-def _structured(cls: type, values: Mapping[str, Any]) -> Any:
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.create(dict(values))))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from p2o.config.schema import LoraTuning, ModelConfig
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer
-from p2o.policy.lora import lean_adapter
+from p2o.policy.lora import fuse_adapter
 from p2o.policy.memory import keep_fewer_kernels
 from p2o.policy.model import DTYPES, Policy, check_head, load_policy
 
@@ -57,7 +57,7 @@ def _loaded(base: ModelConfig, adapter: Path | None) -> Policy:
     lm = cast(PreTrainedModel, nn.Module.to(lm, "cuda" if torch.cuda.is_available() else "cpu"))
     module: PreTrainedModel | PeftModel = lm
     if adapter is not None:
-        module = lean_adapter(PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=True).eval())
+        module = fuse_adapter(PeftModel.from_pretrained(lm, str(adapter), autocast_adapter_dtype=True).eval())
     policy = Policy(module, tokenizer, DTYPES[base.dtype], base)
     check_head(policy)
     return policy

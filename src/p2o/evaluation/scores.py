@@ -14,7 +14,8 @@ import numpy as np
 
 from p2o import json_lines
 from p2o.evaluation.answers import TOO_LONG
-from p2o.evaluation.statistics import Resampling, Values, compare, mean_interval, pass_at_k
+from p2o.evaluation.statistics import Resampling, Values, compare, mean_interval
+from p2o.reporting.epoch_summary import pass_at_k
 from p2o.tasks import DataError
 from p2o.types import Outcome
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +38,6 @@ class Resampling:
 
     def generator(self) -> np.random.Generator:
         return np.random.default_rng(self.seed)
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of the n answers, drawn without replacement, hold a correct one: 1 - C(n-c, k) / C(n, k).
-
-    This is the unbiased estimate of Pass@k from n >= k answers (Chen et al. 2021, "Evaluating Large Language Models
-    Trained on Code", equation 1). Raises ValueError for a k that n answers cannot estimate.
-    """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"Pass@{k} cannot be estimated from {n} answers with {c} correct ones")
-    return 1.0 - comb(n - c, k) / comb(n, k)
 
 
 def mean_interval(sets: Sequence[Values], how: Resampling) -> Interval | None:

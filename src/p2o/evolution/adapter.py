@@ -10,6 +10,7 @@ from gepa.core.adapter import EvaluationBatch, GEPAAdapter, ProposalFn
 
 from p2o.evolution.journal import Journal, JournalError
 from p2o.evolution.reflectors import Feedback
+from p2o.faults import fault_point
 from p2o.types import Outcome, Phase, Problem, Request, Rollout, derive_seed, template_id
 
 Evaluate = Callable[[Sequence[Request]], list[Rollout]]
@@ -124,6 +125,7 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
                 f"{len(requests)} requests; it has to return one a request, all of one version"
             )
         self._journal.ledger.add(Phase.EVOLUTION, metric_calls=pairs)
+        fault_point("templates evaluated, not journaled")
         return {"policy_version": versions.pop(), "rollouts": [self._rollout_to_json(r) for r in rollouts]}
 
     def _rollout_to_json(self, rollout: Rollout) -> dict[str, Any]:

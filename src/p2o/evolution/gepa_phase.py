@@ -20,10 +20,10 @@ from gepa.gepa_utils import find_dominator_programs
 from p2o.config.schema import GepaConfig
 from p2o.evolution.adapter import COMPONENT, Evaluate, Questions, TemplateAdapter
 from p2o.evolution.journal import Journal
+from p2o.evolution.monitor import EvolutionProgress, FileLog, Watch
 from p2o.evolution.proposals import Acceptance, Allowance, ParentSampling, TemplateReflection
 from p2o.evolution.reflectors import Reflector
 from p2o.evolution.validity import TemplateFilter
-from p2o.evolution.watch import EvolutionProgress, FileLog, Watch
 from p2o.rollout.ledger import Ledger
 from p2o.types import Problem, Template, derive_seed, template_id
 
@@ -106,81 +106,80 @@ def split(hard: Sequence[Problem], dev_size: int, seed: int) -> tuple[list[Probl
     return shuffled[size:], shuffled[:size]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What an evolution starts from, beside its questions and its configuration."""
+
+    epoch: int
+    seed: int
+    run_dir: Path
+    """Folder of the journal, of its own."""
+    count_tokens: Callable[[str], int]
+    ledger: Ledger = field(default_factory=Ledger)
+    warm_start: Sequence[str] = ()
+    """Texts that, if they pass the template checks, are scored on dev first and join the pool."""
+    progress: Callable[[EvolutionProgress], None] | None = None
+    limit: int | None = None
+    """Metric calls that the run may spend in all; never exceeded, so iterations become narrower towards it."""
+
+
 def evolve(
-    hard: Sequence[Problem],
-    evaluate: Evaluate,
-    reflector: Reflector,
-    config: GepaConfig,
-    *,
-    epoch: int,
-    seed: int,
-    run_dir: Path,
-    count_tokens: Callable[[str], int],
-    ledger: Ledger | None = None,
-    warm_start: Sequence[str] = (),
-    progress: Callable[[EvolutionProgress], None] | None = None,
-    limit: int | None = None,
+    hard: Sequence[Problem], evaluate: Evaluate, reflector: Reflector, config: GepaConfig, setting: Setting
 ) -> Evolution:
     """Evolve templates on the hard questions under the current policy.
 
     ``evaluate`` gets all requests of a step at once; their temperature is its business (``config.temperature``).
-    What it and the reflector add to ``ledger`` is recorded with their results in ``run_dir/journal.jsonl``: an
+    What it and the reflector add to the ledger is recorded with their results in ``run_dir/journal.jsonl``: an
     evolution that was killed and is called again with the same arguments repeats none of those calls, adds their cost
     to the ledger again, and ends in the same result. gepa's own pickled state is never read.
 
-    ``warm_start`` texts that pass the template checks are scored on dev first and join the pool. Errors of
-    ``evaluate`` and of the journal propagate; a reflector's failures are counted in ``Evolution.rejected``.
-
-    An iteration that was begun within the budget is finished, beyond it if need be. ``limit`` is never exceeded: it is
-    what the run may spend in all, so iterations become narrower towards it.
+    Errors of ``evaluate`` and of the journal propagate; a reflector's failures are counted in ``Evolution.rejected``.
+    An iteration that was begun within the budget is finished, beyond it if need be.
     """
-    train, dev = split(hard, config.dev_size, derive_seed(seed, epoch))
+    train, dev = split(hard, config.dev_size, derive_seed(setting.seed, setting.epoch))
     if not dev:
         return _none(hard, "too_few_questions")
-    allowance = Allowance(limit, proposal=2 * config.minibatch + len(dev))
+    allowance = Allowance(setting.limit, proposal=2 * config.minibatch + len(dev))
     if not allowance.proposals(1, spent=len(dev)):
         return _none(hard, "run_budget")
-    budget = budget_of(config, len(dev)) if limit is None else min(limit, budget_of(config, len(dev)))
-    seed = derive_seed(seed, epoch, "evolve")
-    _drop_unwanted(run_dir)
-    journal = Journal(run_dir / "journal.jsonl", ledger if ledger is not None else Ledger())
-    journal.call("evolve", _identity(train, dev, config, seed, warm_start, limit), lambda: None)
-    judge = TemplateFilter(
+    budget = budget_of(config, len(dev))
+    budget = budget if setting.limit is None else min(setting.limit, budget)
+    seed = derive_seed(setting.seed, setting.epoch, "evolve")
+    _drop_unwanted(setting.run_dir)
+    journal = Journal(setting.run_dir / "journal.jsonl", setting.ledger)
+    journal.call("evolve", _identity(train, dev, config, seed, setting), lambda: None)
+    template_filter = TemplateFilter(
         [problem.answer for problem in hard],
         max_tokens=config.max_template_tokens,
-        count_tokens=count_tokens,
+        count_tokens=setting.count_tokens,
         leak_filter=config.leak_filter,
     )
-    reflection = TemplateReflection(reflector, journal, judge, warm=warm_start, seed=seed)
-    watch = Watch(config, budget, allowance, reflection, progress)
+    reflection = TemplateReflection(reflector, journal, template_filter, warm=setting.warm_start, seed=seed)
+    watch = Watch(config, budget, allowance, reflection, setting.progress)
     valset = Questions("dev", dev)
+    dev_ids = [problem.id for problem in dev]
+    sampling = ParentSampling(
+        parents=config.parents, minibatch=config.minibatch, warm=len(reflection.warm), allowance=allowance, seed=seed
+    )
     _announce(config, budget, train, dev)
     result = gepa.optimize(
         seed_candidate={COMPONENT: ""},
         trainset=Questions("train", train),
         valset=valset,
-        adapter=TemplateAdapter(
-            evaluate, journal, samples=config.dev_samples, seed=seed, dev_ids=[problem.id for problem in dev]
-        ),
-        sampling_strategy=ParentSampling(
-            parents=config.parents,
-            minibatch=config.minibatch,
-            warm=len(reflection.warm),
-            allowance=allowance,
-            seed=seed,
-        ),
+        adapter=TemplateAdapter(evaluate, journal, samples=config.dev_samples, seed=seed, dev_ids=dev_ids),
+        sampling_strategy=sampling,
         reflection_strategy=reflection,
         acceptance_criterion=Acceptance(),
         skip_perfect_score=False,
         stop_callbacks=watch,
         callbacks=[cast(GEPACallback, watch)],
         track_best_outputs=False,
-        run_dir=str(run_dir),
-        logger=FileLog(run_dir / "gepa.log"),
+        run_dir=str(setting.run_dir),
+        logger=FileLog(setting.run_dir / "gepa.log"),
         seed=seed,
     )
-    _drop_unwanted(run_dir)
-    return _evolution(result, train, dev, _pool(result, valset, config, epoch, reflection.warm), watch)
+    _drop_unwanted(setting.run_dir)
+    return _evolution(result, train, dev, _pool(result, valset, config, setting.epoch, reflection.warm), watch)
 
 
 def _evolution(
@@ -258,12 +257,7 @@ def _none(hard: Sequence[Problem], why: str) -> Evolution:
 
 
 def _identity(
-    train: Sequence[Problem],
-    dev: Sequence[Problem],
-    config: GepaConfig,
-    seed: int,
-    warm_start: Sequence[str],
-    limit: int | None,
+    train: Sequence[Problem], dev: Sequence[Problem], config: GepaConfig, seed: int, setting: Setting
 ) -> dict[str, Any]:
     """All that an evolution's course follows from, beside the policy."""
     return {
@@ -271,9 +265,9 @@ def _identity(
         "dev": [[problem.id, problem.question, problem.answer] for problem in dev],
         "config": asdict(config),
         "seed": seed,
-        "warm_start": list(warm_start),
+        "warm_start": list(setting.warm_start),
         "gepa": importlib.metadata.version("gepa"),
-    } | ({} if limit is None else {"limit": limit})
+    } | ({} if setting.limit is None else {"limit": setting.limit})
 
 
 def _drop_unwanted(run_dir: Path) -> None:

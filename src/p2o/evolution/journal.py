@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from p2o.faults import fault_point
 from p2o.files import naming, sync_folder
 from p2o.rollout.ledger import Ledger
 from p2o.types import Phase
@@ -60,6 +61,7 @@ class Journal:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        fault_point("a call journaled", path=self.path)
         return json.loads(line)["result"]
 
     def _lines(self) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from p2o.evolution.adapter import COMPONENT, Candidate
 from p2o.evolution.journal import Journal
 from p2o.evolution.reflectors import Feedback, Reflection, ReflectionJob, Reflector
 from p2o.evolution.validity import TemplateFilter
+from p2o.faults import fault_point
 from p2o.types import Problem, derive_seed
 
 WARM_START = "warm_start"
@@ -163,8 +164,10 @@ class TemplateReflection:
         return [Reflection(**reply) for reply in result["replies"]]
 
     def _ask(self, jobs: Sequence[ReflectionJob]) -> dict[str, Any]:
+        fault_point("a reflection asked for", seeds=[job.seed for job in jobs])
         before = Counter(self.reflector.failures)
         replies = [asdict(reflection) for reflection in self.reflector.reflect(jobs)]
+        fault_point("a reflection, not journaled")
         return {"replies": replies, "failures": dict(self.reflector.failures - before)}
 
 

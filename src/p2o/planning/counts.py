@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from p2o.config.schema import Config, StrategiesReflector
 from p2o.evolution.gepa_phase import budget_of
-from p2o.rounds import num_rounds
+from p2o.tasks.rounds import num_rounds
 from p2o.types import Phase
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from p2o.algorithm.policy_step import update
+from p2o.algorithm.policy_step import Objective, update
 from p2o.config.schema import Config, HfRollout
 from p2o.planning.counts import Counts
 from p2o.policy.model import load_policy
@@ -17,7 +17,7 @@ from p2o.rollout.hf.hf_engine import HfEngine
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
-from p2o.rounds import rounds_of_epoch
+from p2o.tasks.rounds import rounds_of_epoch
 from p2o.types import Grade, Group, Outcome, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
 
 LARGEST = 1_000_000_000
@@ -78,17 +78,9 @@ def measure(config: Config, problems: Sequence[Problem], renderer: PromptRendere
     engine.close()
     groups = [Group(one, made[i * k].prompt_tokens, tuple(made[i * k : (i + 1) * k])) for i, one in enumerate(asked)]
     optimizer = adamw(policy, config.tuning.learning_rate, config.policy)
+    objective = Objective.of(config)
     _, training = elapsed(
-        lambda: update(
-            policy,
-            optimizer,
-            groups,
-            config.policy,
-            config.distillation,
-            temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
-            seed=0,
-        )
+        lambda: update(policy, optimizer, None, [objective.advantages(group) for group in groups], objective, seed=0)
     )
     tokens = sum(len(rollout.tokens) for rollout in made)
     cut = limit < config.rollout.max_new_tokens

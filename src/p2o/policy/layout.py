@@ -81,6 +81,10 @@ class MicroBatch:
         return mask.view(self.input_ids.shape)
 
 
+NO_TOKENS = MicroBatch(*(torch.empty(1, 0, dtype=torch.long),) * 2, (), *(torch.empty(0, dtype=torch.long),) * 4)
+"""A micro-batch without a target."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Tree:
     prompt: tuple[int, ...]

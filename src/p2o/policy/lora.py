@@ -2,7 +2,7 @@
 
 An adapted layer computes x Wᵀ + s (x Aᵀ) Bᵀ with W frozen. peft's own layer makes the second summand, scales it and
 adds it, each a pass over a tensor as wide as the output, and autograd does as much again on the way back.
-:class:`LeanLora` lets the matrix product that makes the second summand add it to the first.
+:class:`FusedLora` lets the matrix product that makes the second summand add it to the first.
 
 Shapes: N tokens, K inputs, M outputs, r rank.
 """
@@ -37,7 +37,7 @@ def with_adapter(lm: PreTrainedModel, model: ModelConfig, tuning: LoraTuning, se
         torch.manual_seed(derive_seed("adapter", seed))
         module = get_peft_model(lm, config, autocast_adapter_dtype=True)
     module.peft_config["default"].base_model_name_or_path = str(resolve_model(model))
-    return lean_adapter(module).eval()
+    return module.eval()
 
 
 def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
@@ -55,18 +55,18 @@ def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
     return list(names)
 
 
-def lean_adapter(module: PeftModel) -> PeftModel:
-    """Let the adapted layers of ``module`` compute as :class:`LeanLora`."""
+def fuse_adapter(module: PeftModel) -> PeftModel:
+    """Let the adapted layers of ``module`` compute as :class:`FusedLora`."""
     for layer in module.modules():
         if type(layer) is LoraLinear:
-            layer.__class__ = LeanLora
+            layer.__class__ = FusedLora
             # Autocast brings the adapter's weights to the activations' dtype; peft would first copy every activation
             # to float32.
-            cast(LeanLora, layer).cast_input_dtype_enabled = False
+            cast(FusedLora, layer).cast_input_dtype_enabled = False
     return module
 
 
-class LeanLora(LoraLinear):
+class FusedLora(LoraLinear):
     """peft's linear layer with one plain adapter, fused; anything else (dropout, a bias, merged) is as peft has it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from p2o.config.schema import FullTuning, LoraTuning, ModelConfig, TuningConfig
+from p2o.faults import fault_point
 from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, staged_folder
-from p2o.policy.layout import Segment
+from p2o.policy.head import token_logprobs
+from p2o.policy.layout import MicroBatch, Segment
 from p2o.policy.lean import keep_less
-from p2o.policy.lora import with_adapter
+from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.memory import keep_fewer_kernels
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -72,6 +74,18 @@ class Policy:
         """Whether :meth:`hidden_states` takes blocks of segments, so that any layout can be trained on."""
         return self.causal_lm.config._attn_implementation == SEGMENT_ATTENTION
 
+    def check_layout(self, layout: str) -> None:
+        """Raise ``ValueError`` if the model cannot be trained in this ``policy.layout``."""
+        if layout != "padded" and not self.attends_by_segments:
+            raise ValueError(
+                f"policy.layout={layout} needs model.attn_implementation=sdpa "
+                f"(it is {self.model_config.attn_implementation}): use that, or policy.layout=padded"
+            )
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)  # load_tokenizer sees to it that there is one
+
     @property
     def device(self) -> torch.device:
         return next(self._live.parameters()).device
@@ -103,6 +117,27 @@ class Policy:
             return getattr(lm, lm.base_model_prefix)(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
             ).last_hidden_state
+
+    def logprobs(self, batch: MicroBatch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+        """Log-probs of a micro-batch's N targets at ``temperature``, and the entropies (without gradient), [N] each.
+
+        ``chunk`` tokens go through the head at a time.
+        """
+        if self.attends_by_segments:
+            mask: Any = build_blocks(batch.segments, batch.input_ids.numel(), self.device)
+        else:
+            mask = batch.padding_mask.to(self.device)
+        hidden_BTD = self.hidden_states(batch.input_ids.to(self.device), batch.position_ids.to(self.device), mask)
+        weight, bias = self.head()
+        return token_logprobs(
+            hidden_BTD.flatten(0, 1)[batch.predictors.to(self.device)],
+            weight,
+            bias,
+            batch.targets.to(self.device),
+            temperature=temperature,
+            chunk=chunk,
+            dtype=self.dtype,
+        )
 
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] (or None) that turn a hidden state into logits."""
@@ -153,6 +188,7 @@ class Policy:
 
         The folder is loadable by peft or transformers and takes the place of an older one at once.
         """
+        fault_point("before the export")
         with staged_folder(Path(folder)) as staged:
             if isinstance(self._live, PeftModel):
                 self._live.save_pretrained(str(staged))
@@ -160,11 +196,15 @@ class Policy:
                 state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
                 self._live.save_pretrained(staged, state_dict=state)
                 _set_saved_dtype(staged, self.dtype)
+            fault_point("half exported")
             self.tokenizer.save_pretrained(staged)
+        fault_point("after the export")
 
 
-def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Policy:
+def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lora: bool = True) -> Policy:
     """Load ``model`` and make it trainable as ``tuning`` says; ``seed`` draws the adapter's first weights.
+
+    ``fused_lora`` is ``policy.fused_lora``.
 
     Raises :class:`ModelError` when the model cannot be loaded, a target module does not exist, or the model's logits
     are not its hidden states times its head (the chunked log-probs rest on that).
@@ -179,12 +219,17 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int) -> Polic
     lm = load_causal_lm(model, dtype if isinstance(tuning, LoraTuning) else torch.float32)
     if model.attn_implementation == "sdpa":
         lm.set_attn_implementation(SEGMENT_ATTENTION)
-    keep_less(lm)
+    if model.lean_layers:
+        keep_less(lm)
     if model.gradient_checkpointing:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    module = with_adapter(lm, model, tuning, seed) if isinstance(tuning, LoraTuning) else lm
+    module: PreTrainedModel | PeftModel = lm
+    if isinstance(tuning, LoraTuning):
+        module = with_adapter(lm, model, tuning, seed)
+        if fused_lora:
+            fuse_adapter(module)
     embedding: Any = lm.get_input_embeddings()
-    if embedding.weight is lm.get_output_embeddings().weight:
+    if model.sparse_embedding and embedding.weight is lm.get_output_embeddings().weight:
         # Where it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
         # added to it, without a second table as large as the vocabulary.
         embedding.sparse = True

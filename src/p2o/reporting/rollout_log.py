@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2o import json_lines
+from p2o.algorithm.advantages import GroupAdvantages
 from p2o.files import replacing
-from p2o.types import Group
 
 SCHEMA = pa.schema(
     [
@@ -39,9 +39,6 @@ SCHEMA = pa.schema(
 
 ROWS_PER_BATCH = 4096
 
-Advantages = Mapping[str, Sequence[float]]
-"""Problem id → one advantage a rollout of its group."""
-
 
 class RolloutLog:
     """The ``rollouts/`` folder of a run.
@@ -54,11 +51,9 @@ class RolloutLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def append(
-        self, groups: Iterable[Group], *, epoch: int, round: int, step: int, advantages: Advantages | None = None
-    ) -> None:
+    def append(self, groups: Iterable[GroupAdvantages], *, epoch: int, round: int, step: int) -> None:
         """Write the rollouts of one round."""
-        json_lines.append(self._lines(epoch), rows_of(groups, epoch, round, step, advantages or {}))
+        json_lines.append(self._lines(epoch), rows_of(groups, epoch, round, step))
 
     def close_epoch(self, epoch: int) -> None:
         """Turn the epoch's lines into its Parquet file. Doing it again changes nothing."""
@@ -90,13 +85,11 @@ class RolloutLog:
         return self.folder / f"epoch-{epoch:03d}.parquet"
 
 
-def rows_of(
-    groups: Iterable[Group], epoch: int, round: int, step: int, advantages: Advantages
-) -> Iterator[dict[str, Any]]:
-    """One row of :data:`SCHEMA` a rollout; ``advantage`` is null where ``advantages`` lacks the problem."""
-    for group in groups:
-        group_advantages = advantages.get(group.problem.id, (None,) * len(group.rollouts))
-        for rollout, advantage in zip(group.rollouts, group_advantages, strict=True):
+def rows_of(groups: Iterable[GroupAdvantages], epoch: int, round: int, step: int) -> Iterator[dict[str, Any]]:
+    """One row of :data:`SCHEMA` per rollout."""
+    for scored in groups:
+        group = scored.group
+        for rollout, advantage in zip(group.rollouts, scored.values, strict=True):
             yield {
                 "epoch": epoch,
                 "round": round,

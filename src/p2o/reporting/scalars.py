@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
-from p2o.types import Group, Outcome, Rollout
-
-if TYPE_CHECKING:
-    from p2o.algorithm.state import EpochSummary
-    from p2o.evolution.gepa_phase import Evolution
-    from p2o.rollout.ledger import Ledger
+from p2o.algorithm.advantages import GroupAdvantages, Signal
+from p2o.evolution.gepa_phase import Evolution
+from p2o.reporting.epoch_summary import EpochSummary
+from p2o.rollout.ledger import Ledger
+from p2o.types import Outcome, Rollout
 
 Scalars = dict[str, float]
 
@@ -76,18 +74,18 @@ def rollout_scalars(rollouts: Sequence[Rollout]) -> Scalars:
     }
 
 
-def round_scalars(groups: Sequence[Group]) -> Scalars:
+def round_scalars(groups: Sequence[GroupAdvantages]) -> Scalars:
     """One round's rollouts: all together, plain and templated success apart, and how many groups teach anything.
 
     A group with equal rewards has no advantage (equation 3); ``all_fail`` and ``all_pass`` are those of them in which
     no answer, or every answer, is correct.
     """
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
     plain = [rollout.correct for rollout in rollouts if rollout.plain]
     templated = [rollout.correct for rollout in rollouts if not rollout.plain]
-    dead = [group for group in groups if len(set(group.rewards)) == 1]
+    dead = [scored.group for scored in groups if scored.signal is not Signal.LIVE]
     scalars = rollout_scalars(rollouts) | {
-        "groups_templated": sum(group.templated for group in groups),
+        "groups_templated": sum(scored.group.templated for scored in groups),
         "live": len(groups) - len(dead),
         "all_fail": sum(not any(rollout.correct for rollout in group.rollouts) for group in dead),
         "all_pass": sum(all(rollout.correct for rollout in group.rollouts) for group in dead),

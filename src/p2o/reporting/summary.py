@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from p2o.algorithm.state import RunState
 from p2o.config.schema import Config
+from p2o.rollout.ledger import Ledger
 from p2o.types import PLAIN
-
-if TYPE_CHECKING:
-    from p2o.algorithm.state import RunState
-    from p2o.rollout.ledger import Ledger
 
 LEDGER_COUNTS = (
     *("prompt_tokens", "generated_tokens", "scored_tokens", "trained_tokens"),
@@ -40,7 +37,7 @@ def summary(
             "best": best[1] if best else None,
             "final": state.validation.final,
         },
-        "epochs": [dataclasses.asdict(epoch) for epoch in state.epochs],
+        "epochs": state.epochs,
         "ledger": ledger_by_count(state.ledger),
         "best_templates": best_templates(templates),
     }

@@ -6,13 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from p2o.evolution.gepa_phase import Evolution
 from p2o.files import write_json
 from p2o.types import Assignment
-
-if TYPE_CHECKING:
-    from p2o.evolution.gepa_phase import Evolution
 
 
 def write_pool(run_dir: Path, epoch: int, step: int, evolution: Evolution, assignment: Assignment) -> dict[str, Any]:

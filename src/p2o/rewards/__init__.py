@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from p2o.rewards.equivalence import judge
 from p2o.rewards.extract import extract_answer
-from p2o.rewards.pool import GraderPool, is_parseable_gold
+from p2o.rewards.pool import GraderPool
 from p2o.rewards.scorers import RewardError
 from p2o.types import Grade, Outcome
 
-__all__ = ["GraderPool", "RewardError", "grade_math", "is_parseable_gold"]
+__all__ = ["GraderPool", "RewardError", "grade_math"]
 
 EXTRACT = ("boxed", "answer_line", "bare", "last_formula", "last_number")
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from p2o.extensions import load_object
-from p2o.rewards import equivalence, gym
+from p2o.rewards import equivalence, gym_scores
 from p2o.types import Outcome, Problem
 
 Verdict = tuple[Outcome, float]
@@ -66,7 +66,7 @@ def _score_gym(job: Mapping[str, Any]) -> Verdict:
     gold, metadata = job["problem"]["answer"], job["problem"]["metadata"]
     if "answer" not in job and not gold:  # tasks with many solutions have no answer of their own
         return Outcome.CORRECT, 1.0
-    outcome = gym.judge(job.get("answer", gold), metadata["task"], metadata["params"], metadata["entry"])
+    outcome = gym_scores.judge(job.get("answer", gold), metadata["task"], metadata["params"], metadata["entry"])
     return outcome, float(outcome is Outcome.CORRECT)
 
 

@@ -1,15 +1,18 @@
-"""A grading process: JSON lines in, JSON lines out. Started by ``pool`` as ``python -m p2o.rewards.worker``.
+"""A grading process: JSON messages in and out. Started by ``process`` as ``python -m p2o.rewards.worker FD``.
 
-The first line is the configuration; each further line is a list of jobs, answered one line a job, in order. The
-process never imports torch or transformers, prints nothing and ends with its input.
+The first message holds the settings; each further one is a list of jobs, answered one by one, in order. The process
+never imports torch or transformers, prints nothing and ends when its parent hangs up.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
 
 from p2o.rewards import sandbox
 from p2o.rewards.scorers import Scorer, build_scorer
@@ -21,29 +24,21 @@ OUT_OF_MEMORY = 70
 
 def main() -> None:
     sandbox.die_with_parent()
-    requests, replies = _take_over_streams()
-    config = json.loads(requests.readline())
+    connection = Connection(int(sys.argv[1]))
+    settings = json.loads(connection.recv_bytes())
     try:
-        scorer = build_scorer(config["kind"], config["function"])
-        sandbox.limit_memory(config["memory_mb"])
-        if config["kind"] != "function":
+        scorer = build_scorer(settings["kind"], settings["function"])
+        sandbox.limit_memory(settings["memory_mb"])
+        if settings["kind"] != "function":
             sandbox.deny_side_effects()
     except Exception as error:
-        _reply(replies, {"error": f"{type(error).__name__}: {error}"})
+        _reply(connection, {"error": f"{type(error).__name__}: {error}"})
         return
-    _reply(replies, {"ready": True})
-    for line in requests:
-        for job in json.loads(line):
-            _reply(replies, _grade(scorer, job))
-
-
-def _take_over_streams() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes of the parent, moved away from where a reward function's ``print`` or ``input`` would reach them."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    return requests, replies
+    _reply(connection, {"ready": True})
+    with suppress(EOFError):
+        while True:
+            for job in json.loads(connection.recv_bytes()):
+                _reply(connection, _grade(scorer, job))
 
 
 def _grade(scorer: Scorer, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,8 +51,8 @@ def _grade(scorer: Scorer, job: Mapping[str, Any]) -> dict[str, Any]:
     return {"outcome": outcome, "reward": reward}
 
 
-def _reply(replies: BinaryIO, reply: Mapping[str, Any]) -> None:
-    replies.write(json.dumps(reply).encode() + b"\n")
+def _reply(connection: Connection, reply: Mapping[str, Any]) -> None:
+    connection.send_bytes(json.dumps(reply).encode())
 
 
 if __name__ == "__main__":

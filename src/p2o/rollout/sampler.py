@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
+from p2o.faults import fault_point
 from p2o.profile import timed
 from p2o.rollout.engine import RolloutEngine
 from p2o.rollout.ledger import Ledger
@@ -57,6 +58,7 @@ class Sampler:
         generated. The ledger's tokens, rollouts and seconds of ``phase`` are booked here; what counts as a metric
         call is the caller's to book.
         """
+        fault_point("sample", phase=phase, version=version, requests=requests)
         started = time.perf_counter()
         prompts = [Prompt(self._render(request), request.seed) for request in requests]
         grades: dict[int, Future[Grade]] = {}
@@ -64,13 +66,14 @@ class Sampler:
         def on_finish(i: int, generation: Generation) -> None:
             with timed("grading"):
                 grades[i] = self.grader.submit(requests[i].problem, generation.text)
+            fault_point("an answer handed to the grader")
             if progress is not None:
                 progress(len(grades))
 
         with timed("generate"):
             generations = self.engine.generate(prompts, sampling, version=version, on_finish=on_finish)
         with timed("grading"):
-            verdicts = {i: grade.result() for i, grade in grades.items()}
+            verdicts = {i: _verdict(grade) for i, grade in grades.items()}
         rollouts = [
             Rollout(
                 problem_id=request.problem.id,
@@ -86,6 +89,7 @@ class Sampler:
             )
             for i, (request, prompt, generation) in enumerate(zip(requests, prompts, generations, strict=True))
         ]
+        fault_point("all answers there, none booked")
         self._book(phase, prompts, generations, started, rollouts=len(rollouts))
         return rollouts
 
@@ -123,3 +127,9 @@ class Sampler:
             seconds=time.perf_counter() - started,
             **counts,
         )
+
+
+def _verdict(grade: Future[Grade]) -> Grade:
+    verdict = grade.result()
+    fault_point("an answer graded")
+    return verdict

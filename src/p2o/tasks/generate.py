@@ -11,7 +11,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from p2o.rewards.gym import pack
+from p2o.rewards.gym_scores import pack
 from p2o.tasks.problem_set import DataError, DataReport, Sieve, question_id
 from p2o.types import Problem, derive_seed
 

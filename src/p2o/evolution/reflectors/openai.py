@@ -11,9 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from openai import AsyncOpenAI
+
 from p2o.config.schema import OpenAIReflector as EndpointConfig
+from p2o.evolution.reflectors import endpoint
 from p2o.evolution.reflectors.base import Reflection, ReflectionJob, UnreachableError
-from p2o.evolution.reflectors.endpoint import UNBILLED, CallError, Endpoint, Reply, address_of, check
+from p2o.evolution.reflectors.endpoint import CallError, Reply
 from p2o.evolution.reflectors.meta_prompt import extract_template, render
 from p2o.evolution.reflectors.spending import Spending
 from p2o.rollout.ledger import Ledger
@@ -22,42 +25,15 @@ from p2o.types import Phase
 log = logging.getLogger(__name__)
 
 
-class Breaker:
-    """Keeps calls from an endpoint that is down.
-
-    Opens after ``limit`` failures in a row, at once after one that no waiting mends; then lets a single call through
-    every ``cooldown_s`` seconds until one succeeds.
-    """
-
-    def __init__(self, limit: int, cooldown_s: float) -> None:
-        self.limit = limit
-        self.cooldown_s = cooldown_s
-        self._failures = 0
-        self._opened = 0.0
-
-    def allows(self, now: float) -> bool:
-        if self._failures < self.limit:
-            return True
-        if now - self._opened < self.cooldown_s:
-            return False
-        self._opened = now
-        return True
-
-    def succeeded(self) -> None:
-        self._failures = 0
-
-    def failed(self, now: float, *, for_good: bool) -> None:
-        self._failures = self.limit if for_good else self._failures + 1
-        if self._failures >= self.limit:
-            self._opened = now
-
-
 class OpenAIReflector:
     """Asks for all templates of an iteration at once, ``concurrency`` calls at a time.
 
     Every call has a deadline; failures that may pass are repeated with growing waits, or after the time that the
     server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, its killed processes included, by the
-    file ``spent``; before a call its prompt and its longest possible reply are booked there. Failures by kind:
+    file ``spent``; before a call its prompt and its longest possible reply are booked there.
+
+    After ``breaker_failures`` failures in a row, or one that no waiting fixes, the endpoint is left alone, and asked
+    again by a single call every ``breaker_cooldown_s`` seconds. Failures by kind:
 
     connection | dns | tls | auth | rate_limit | server | timeout | request (another 4xx) | bad_response | empty |
     refusal | too_long | capped | breaker, and of the reply's form unfenced | truncated
@@ -78,22 +54,24 @@ class OpenAIReflector:
         self.count_tokens = count_tokens
         self.ledger = ledger
         self.failures: Counter[str] = Counter()
-        self._breaker = Breaker(config.breaker_failures, config.breaker_cooldown_s)
         counts = ledger.by_phase[Phase.REFLECTION]
         tokens = counts.prompt_tokens + counts.generated_tokens
         self._spending = Spending(spent, calls=counts.reflection_calls, tokens=tokens)
+        self._failed = 0
+        """Failures in a row."""
+        self._closed_until = 0.0
 
     def check(self) -> None:
-        """Raise ``ReflectorError`` where the model, the key or the address is missing, or nobody is there.
+        """Raise ``ReflectorError`` if the model, the key or the address is missing, or nobody is there.
 
         The endpoint is asked for its models, which costs nothing. What may pass (a stall, an overload) is only told.
         """
-        check(self.config)
-        address, model = address_of(self.config), self.config.model
+        endpoint.check(self.config)
+        address, model = endpoint.address_of(self.config), self.config.model
         try:
-            models = asyncio.run(self._models())
+            listed = asyncio.run(endpoint.models(self.config))
         except CallError as error:
-            reason = f"{error.kind}: {' '.join(str(error).split())[:300]}"
+            reason = f"{error.kind}: {' '.join(self._redact(str(error)).split())[:300]}"
             if error.kind == "auth":
                 raise UnreachableError(
                     f"{address} refuses the key in the environment variable {self.config.api_key_env} "
@@ -108,21 +86,14 @@ class OpenAIReflector:
             if error.kind != "request":  # not every server keeps a list
                 log.warning("reflector: %s does not say which models it has [%s]", address, reason)
             return
-        if models and model not in models:
+        if listed and model not in listed:
             log.warning(
-                "reflector: %s does not list reflector.model=%s among its %d models: give one of its own, or "
-                "reflector.base_url=<address> (or OPENAI_BASE_URL)",
-                address,
-                model,
-                len(models),
+                f"reflector: {address} does not list reflector.model={model} among its {len(listed)} models: give one "
+                "of its own, or reflector.base_url=<address> (or OPENAI_BASE_URL)"
             )
 
-    async def _models(self) -> frozenset[str]:
-        async with Endpoint(self.config) as endpoint:
-            return await endpoint.models()
-
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One reflection a job, in order; whatever happens, a job's failure is in its ``error``."""
+        """One reflection per job, in order; whatever happens, a job's failure is in its ``error``."""
         started = time.perf_counter()
         reflections = asyncio.run(self._reflect(jobs))
         self.ledger.add(Phase.REFLECTION, seconds=time.perf_counter() - started)
@@ -130,15 +101,15 @@ class OpenAIReflector:
 
     async def _reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
         slots = asyncio.Semaphore(self.config.concurrency)
-        async with Endpoint(self.config) as endpoint:
+        async with endpoint.connect(self.config) as client:
 
             async def work(job: ReflectionJob) -> Reflection:
                 async with slots:
-                    return await self._reflect_one(endpoint, job)
+                    return await self._reflect_one(client, job)
 
             return await asyncio.gather(*map(work, jobs))
 
-    async def _reflect_one(self, endpoint: Endpoint, job: ReflectionJob) -> Reflection:
+    async def _reflect_one(self, client: AsyncOpenAI, job: ReflectionJob) -> Reflection:
         prompt = render(job, self.max_template_tokens, self.config.max_prompt_tokens, self.count_tokens)
         if prompt is None:
             self._note("too_long", "not even one example fits reflector.max_prompt_tokens")
@@ -146,65 +117,58 @@ class OpenAIReflector:
         rng = random.Random(job.seed)
         for attempt in itertools.count():
             try:
-                reply = await self._call(endpoint, prompt)
+                reply = await self._call(client, prompt)
                 break
             except CallError as error:
                 self._note(error.kind, str(error))
-                wait = self._wait(error, attempt, rng)
-                if wait is None:
+                patience = self.config.max_wait_s
+                backoff = min(self.config.backoff_s * 2**attempt * rng.uniform(0.5, 1.0), patience)
+                wait = backoff if error.wait is None else error.wait
+                if error.kind not in endpoint.RETRIED or attempt == self.config.max_retries or wait > patience:
                     return Reflection(None, error=error.kind)
                 await asyncio.sleep(wait)
-        text, kind = extract_template(reply.text)
+        raw = self._redact(reply.text)
+        text, kind = extract_template(raw)
         if kind is not None:
-            self._note(kind, reply.text)
-        return Reflection(text, reply.text, *self._tokens(prompt, reply), error=kind)
+            self._note(kind, raw)
+        return Reflection(text, raw, reply.prompt_tokens, reply.completion_tokens, error=kind)
 
-    def _wait(self, error: CallError, attempt: int, rng: random.Random) -> float | None:
-        """Seconds until the next attempt; None = give up."""
-        if not error.retry or attempt == self.config.max_retries:
-            return None
-        if error.wait is not None:
-            return error.wait if error.wait <= self.config.max_wait_s else None
-        backoff: float = self.config.backoff_s * 2**attempt * rng.uniform(0.5, 1.0)
-        return min(backoff, self.config.max_wait_s)
-
-    async def _call(self, endpoint: Endpoint, prompt: str) -> Reply:
+    async def _call(self, client: AsyncOpenAI, prompt: str) -> Reply:
         """One paid call, within the caps and past the breaker."""
-        asked = self.count_tokens(prompt)
-        longest = asked + self.config.max_new_tokens
-        if self.config.max_calls is not None and self._spending.calls >= self.config.max_calls:
-            raise CallError("capped", f"reflector.max_calls={self.config.max_calls} is reached")
-        if self.config.max_tokens is not None and self._spending.tokens + longest > self.config.max_tokens:
-            raise CallError("capped", f"reflector.max_tokens={self.config.max_tokens} is reached")
-        if not self._breaker.allows(time.monotonic()):
-            raise CallError("breaker", "the endpoint failed too often in a row")
-        self._spending.book(longest)
+        config, asked = self.config, self.count_tokens(prompt)
+        longest = asked + config.max_new_tokens
+        if config.max_calls is not None and self._spending.calls >= config.max_calls:
+            raise CallError("capped", f"reflector.max_calls={config.max_calls} is reached")
+        if config.max_tokens is not None and self._spending.tokens + longest > config.max_tokens:
+            raise CallError("capped", f"reflector.max_tokens={config.max_tokens} is reached")
+        if self._failed >= config.breaker_failures:
+            if time.monotonic() < self._closed_until:
+                raise CallError("breaker", "the endpoint failed too often in a row")
+            self._closed_until = time.monotonic() + config.breaker_cooldown_s  # the others wait for what this one finds
+        self._spending.add(1, longest)
         self.ledger.add(Phase.REFLECTION, reflection_calls=1)
         try:
-            reply = await endpoint.ask(prompt)
+            reply = await endpoint.ask(client, config, prompt, self.count_tokens)
         except CallError as error:
-            unbilled = error.kind in UNBILLED
-            self._settle(longest, *((0, 0) if unbilled else (asked, self.config.max_new_tokens)))
+            self._settle(longest, *((0, 0) if error.kind in endpoint.UNBILLED else (asked, config.max_new_tokens)))
             if error.kind not in ("rate_limit", "refusal", "request", "too_long"):  # those are signs of life
-                self._breaker.failed(time.monotonic(), for_good=error.kind in ("auth", "tls"))
+                self._failed = config.breaker_failures if error.kind in ("auth", "tls") else self._failed + 1
+                self._closed_until = time.monotonic() + config.breaker_cooldown_s
             raise
-        self._settle(longest, *self._tokens(prompt, reply))
-        self._breaker.succeeded()
+        self._settle(longest, reply.prompt_tokens, reply.completion_tokens)
+        self._failed = 0
         return reply
 
     def _settle(self, booked: int, prompt_tokens: int, generated_tokens: int) -> None:
-        self._spending.settle(booked, prompt_tokens + generated_tokens)
+        self._spending.add(0, prompt_tokens + generated_tokens - booked)
         self.ledger.add(Phase.REFLECTION, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
-
-    def _tokens(self, prompt: str, reply: Reply) -> tuple[int, int]:
-        """(prompt, completion) tokens as the endpoint counts them, or our estimate where it does not say."""
-        asked, made = reply.prompt_tokens, reply.completion_tokens
-        return (
-            self.count_tokens(prompt) if asked is None else asked,
-            self.count_tokens(reply.text) if made is None else made,
-        )
 
     def _note(self, kind: str, detail: str) -> None:
         """Count a failure, and log it: the first of its kind as a warning."""
-        log.log(logging.INFO if self.failures[kind] else logging.WARNING, "reflector: %s: %.300r", kind, detail)
+        level = logging.INFO if self.failures[kind] else logging.WARNING
+        log.log(level, "reflector: %s: %.300r", kind, self._redact(detail))
         self.failures[kind] += 1
+
+    def _redact(self, text: str) -> str:
+        """The key occurs in no reply and in no error, even if the endpoint sends it back."""
+        return text.replace(endpoint.key_of(self.config), "[api key]")

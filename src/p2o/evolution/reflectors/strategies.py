@@ -52,13 +52,13 @@ class Library:
     cues: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, library: str | None = None) -> Library:
-        """Read a library: a file, or a built-in one by its name (None = ``strategies``).
+    def load(cls, path: str | None = None) -> Library:
+        """Read a library from a YAML file (None = the built-in one).
 
         Raises :class:`ReflectorError` naming the file and the entry.
         """
-        builtin = resources.files("p2o.evolution.reflectors") / f"{library or 'strategies'}.yaml"
-        file = builtin if library is None or builtin.is_file() else Path(library).expanduser()
+        builtin = resources.files("p2o.evolution.reflectors") / "strategies.yaml"
+        file = builtin if path is None else Path(path).expanduser()
         try:
             return _parse(yaml.safe_load(file.read_text("utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ReflectorError) as error:

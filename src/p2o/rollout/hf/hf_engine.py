@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from p2o.config.schema import HfRollout
+from p2o.faults import fault_point
 from p2o.policy.model import Policy
 from p2o.profile import timed
 from p2o.rollout.engine import Lengths, OnFinish, refuse_lengths, refuse_long, refuse_stale
@@ -163,6 +164,7 @@ class _Decode:
         while self.rows or self.queue:
             self._retire()
             if self.rows:
+                fault_point("a step of decoding")
                 with timed("decode", layers=len(self.rows), head=len(self.rows)):
                     self._step(graphs)
         return [self.results[i] for i in range(len(self.prompts))]
