@@ -27,7 +27,7 @@ def main(composed: DictConfig) -> None:
     from rich.console import Console
 
     from p2o.evaluation.judge import evaluate
-    from p2o.evaluation.results import RESULTS
+    from p2o.evaluation.scores import RESULTS
     from p2o.evaluation.table import tables
     from p2o.extensions import ExtensionError
     from p2o.policy.builders import ModelError

@@ -17,7 +17,8 @@ from p2o.extensions import ExtensionError
 from p2o.files import no_room
 from p2o.job import train
 from p2o.logs import redact
-from p2o.planning import make_plan, render, render_sweep, variants
+from p2o.planning.plan import make_plan
+from p2o.planning.plan_text import render, render_sweep, variants
 from p2o.policy.builders import ModelError
 from p2o.policy.memory import OutOfMemoryError
 from p2o.rewards import RewardError
@@ -79,18 +80,18 @@ def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
 
     A job that could not run is told of beside the plans of the others; exit code 2 then.
     """
-    plans, faults, configs = [], [], []
+    plans, faults, configs = {}, [], []
     for overrides, composed in jobs:
         try:
             configs.append((overrides, load_config(composed)))
         except ConfigError as error:
             faults.append(f"{' '.join(overrides)}: the configuration cannot run:\n{error}")
-    for variant in variants(configs):
-        print(f"planning {variant.name}", flush=True)
+    for name, runs in variants(configs).items():
+        print(f"planning {name}", flush=True)
         try:
-            plans.append((variant, make_plan(variant.config)))
+            plans[name] = len(runs), make_plan(runs[0])
         except INPUT_ERRORS as error:
-            faults.append(f"{variant.name}: {type(error).__name__}: {error}")
+            faults.append(f"{name}: {type(error).__name__}: {error}")
     if plans:
         print(render_sweep(plans), flush=True)
     if faults:

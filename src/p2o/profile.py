@@ -29,9 +29,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OTHER = "other"
-PROBE_SIZE = 2048
-GPU_PROBE_SIZE = 8192
-"""A GPU is not filled by less."""
+PROBE_SIZE = {"cpu": 2048, "cuda": 8192}
+"""Rows of the square matrices whose product gives the peak; a GPU is not filled by less."""
 PROBE_S = 0.3
 
 
@@ -51,7 +50,6 @@ class Profile:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._dtype = policy.dtype
         weight, _ = policy.head()
         backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
         self._head = 2.0 * weight.numel()
@@ -60,9 +58,8 @@ class Profile:
             for name, module in backbone.named_modules()
             if isinstance(module, nn.Linear) and ".lora_" not in name
         )
-        self._lora = policy.lora
         self._device: torch.device | None = None
-        self.peaks: dict[torch.dtype, float] = {}
+        self._matrix_peak = 0.0
         self._stack = [OTHER]
         self._begin()
 
@@ -86,18 +83,18 @@ class Profile:
     def table(self, title: str) -> str:
         """The costs as text; the count begins anew."""
         self._lap()
-        total = sum(cost.seconds for cost in self.costs.values())
-        peaks = ", ".join(f"{str(dtype)[6:]} {peak / 1e9:,.0f} GFLOP/s" for dtype, peak in self.peaks.items())
+        total, dtype = sum(cost.seconds for cost in self.costs.values()), str(self._policy.dtype).removeprefix("torch.")
         lines = [
-            f"profile of {title}: {total:.2f} s; matrix peak: {peaks}",
+            f"profile of {title}: {total:.2f} s; matrix peak: {dtype} {self._matrix_peak / 1e9:,.0f} GFLOP/s",
             "phase       seconds  share  calls   tokens  tokens/s  of peak    memory",
         ]
         for name, cost in sorted(self.costs.items(), key=lambda item: item[0] == OTHER):
-            tokens = f"{cost.tokens:>9,}{cost.tokens / cost.seconds:>10,.0f}" if cost.tokens else f"{'–':>9}{'–':>10}"
-            rate = cost.operations / cost.seconds / self.peaks[self._dtype]
+            speed = f"{cost.tokens / cost.seconds:,.0f}" if cost.tokens else "–"
+            rate = f"{cost.operations / cost.seconds / self._matrix_peak:.0%}" if cost.operations else "–"
+            memory = f"{cost.peak_bytes / 2**30:.2f} GiB" if cost.peak_bytes else "–"
             lines.append(
-                f"{name:<10}{cost.seconds:>9.2f}{cost.seconds / total:>7.0%}{cost.calls:>7,}{tokens}"
-                f"{f'{rate:.0%}' if cost.operations else '–':>9}{_gib(cost.peak_bytes):>10}"
+                f"{name:<10}{cost.seconds:>9.2f}{cost.seconds / total:>7.0%}{cost.calls:>7,}"
+                f"{f'{cost.tokens:,}' if cost.tokens else '–':>9}{speed:>10}{rate:>9}{memory:>10}"
             )
         self._begin()
         return "\n".join(lines)
@@ -115,7 +112,7 @@ class Profile:
         """
         if self._device is None:
             self._device = self._policy.device
-            self.peaks = {dtype: matrix_peak(dtype, self._device) for dtype in (torch.bfloat16, torch.float32)}
+            self._matrix_peak = matrix_peak(self._policy.dtype, self._device)
             self._begin()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -130,7 +127,7 @@ class Profile:
         if name == "forward":
             return layers * self._layers + 2 * head * self._head
         if name == "backward":
-            return layers * self._layers if self._lora else 2 * (layers * self._layers + head * self._head)
+            return layers * self._layers if self._policy.lora else 2 * (layers * self._layers + head * self._head)
         return layers * self._layers + head * self._head
 
 
@@ -173,17 +170,19 @@ def profiling(policy: Policy, *, enabled: bool = True) -> Iterator[Profile | Non
 
 
 def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a product of two square matrices: the best of as many as fit into :data:`PROBE_S`."""
-    size = GPU_PROBE_SIZE if device.type == "cuda" else PROBE_SIZE
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, begun = float("inf"), time.perf_counter()
-    while time.perf_counter() - begun < PROBE_S or best == float("inf"):
-        start = time.perf_counter()
-        torch.matmul(a, b)
+    """Operations per second of a product of two square matrices, at its fastest within :data:`PROBE_S` seconds."""
+    size = PROBE_SIZE[device.type]
+    factor = torch.randn(size, size, device=device).to(dtype)
+
+    def product() -> None:
+        torch.matmul(factor, factor)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best
+
+    times = [elapsed(product)[1]]
+    while sum(times) < PROBE_S:
+        times.append(elapsed(product)[1])
+    return 2.0 * size**3 / min(times)
 
 
 def _peak_bytes(device: torch.device) -> int:
@@ -198,7 +197,3 @@ def _peak_bytes(device: torch.device) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size else "–"

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from p2o.command import refuse
-from p2o.reporting.report import write_report
+from p2o.reporting.html_report import write_report
 from p2o.reporting.runs import ReportError
 
 USAGE = "usage: python -m p2o.report run_dir=<folder>|[<folder>,...] [out=<file.html>]"

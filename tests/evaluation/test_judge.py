@@ -21,8 +21,8 @@ from hydra import compose, initialize_config_module
 from p2o.config import EvaluateConfig, load_evaluation
 from p2o.config.schema import FullTuning, HfRollout, LoraTuning, ModelConfig, RandomModel
 from p2o.evaluation.judge import evaluate
-from p2o.evaluation.model import load_judged
-from p2o.evaluation.results import RESULTS
+from p2o.evaluation.judged_model import load_judged
+from p2o.evaluation.scores import RESULTS
 from p2o.evaluation.table import tables
 from p2o.policy.builders import ModelError
 from p2o.policy.model import Policy, load_policy

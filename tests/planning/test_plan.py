@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import Qwen3Config
 
 from p2o.config import Config
 from p2o.config.schema import CustomModel, FullTuning, LoraTuning, ModelConfig, RandomModel
 from p2o.job import train
 from p2o.launch import launch
-from p2o.planning import make_plan, memory, render
+from p2o.planning import footprint
 from p2o.planning.counts import Questions
-from p2o.planning.memory import Part
+from p2o.planning.footprint import Part
+from p2o.planning.plan import make_plan
+from p2o.planning.plan_text import render
 from p2o.planning.sizes import model_size
 from p2o.policy.attention import build_blocks
 from p2o.policy.builders import ModelError
@@ -54,6 +57,10 @@ def qwen3_4b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def on(config: Config, device: str) -> Config:
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, accelerator=device))
+
+
 def sums(questions: Path, *more: str) -> tuple[str, ...]:
     return (
         "data=jsonl",
@@ -86,15 +93,15 @@ def test_a_plan_is_what_a_run_counts(more: tuple[str, ...], configure: Callable[
     ledger, counts = result.state.ledger.by_phase, plan.counts
     assert counts.rounds == result.state.step
     assert counts.validations == len(result.state.validation.history)
-    assert counts.policy.rollouts == ledger[Phase.POLICY].rollouts
-    assert counts.validation.rollouts == ledger[Phase.VALIDATION].rollouts
+    for phase in (Phase.POLICY, Phase.VALIDATION):
+        assert counts.work[phase].rollouts == ledger[phase].rollouts
     evolved = config.gepa.variant != "off"
     assert (ledger[Phase.EVOLUTION].metric_calls > 0) == evolved == (counts.metric_calls > 0)
     assert ledger[Phase.EVOLUTION].metric_calls <= counts.metric_calls
-    assert ledger[Phase.EVOLUTION].rollouts <= counts.evolution.rollouts
+    assert ledger[Phase.EVOLUTION].rollouts <= counts.work[Phase.EVOLUTION].rollouts
     assert sum(phase.reflection_calls for phase in ledger.values()) <= counts.reflection_calls
     for phase in Phase:
-        planned = getattr(counts, phase.value)
+        planned = counts.work[phase]
         assert ledger[phase].generated_tokens <= planned.generated_tokens
         assert ledger[phase].prompt_tokens <= planned.prompt_tokens
         assert ledger[phase].trained_tokens <= planned.trained_tokens
@@ -162,11 +169,13 @@ def test_the_paper_on_a_laptop(
 def test_a_model_that_is_not_there_is_a_clear_line(
     configure: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     plan = make_plan(configure("+experiment=grpo", "+scale=paper", "debug=plan", "model.path=nobody/nothing"))
     assert plan.size is None
-    assert plan.counts.policy.rollouts == 300_000
-    assert any("Give model.path=<folder with its config.json>" in note for note in plan.notes)
+    assert plan.counts.work[Phase.POLICY].rollouts == 300_000
+    assert any(
+        "a folder with its config.json is enough: cannot load model.path=nobody/nothing" in note for note in plan.notes
+    )
     assert "unknown" in render(plan)
 
 
@@ -179,11 +188,11 @@ def test_what_cannot_fit_is_warned_of(qwen3_4b: Path, configure: Callable[..., C
         "model.gradient_checkpointing=false",
         "trainer=cpu",
     )
-    warned = [line for line in make_plan(config).warnings if line.startswith("cpu: ")]
+    warned = [line for line in make_plan(config).notes if line.startswith("WARNING: cpu: ")]
     assert len(warned) == 1
     assert "activations of a micro-batch" in warned[0]
     longer = make_plan(dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, max_new_tokens=40000)))
-    assert any("the model attends to 40,960" in line for line in longer.warnings)
+    assert any("the model attends to 40,960" in line for line in longer.notes)
 
 
 def test_vllm_sleeps_during_the_update(qwen3_4b: Path, configure: Callable[..., Config]) -> None:
@@ -192,20 +201,20 @@ def test_vllm_sleeps_during_the_update(qwen3_4b: Path, configure: Callable[..., 
     plan = make_plan(config)
     assert plan.size is not None
     card = 80 * 2**30
-    parts = memory.memory(config, plan.size, plan.questions, device="gpu", capacity=card)
+    parts = list(footprint.memory(config, plan.size, plan.questions, card))
     taken = {part.name: part for part in parts}
     assert (taken["vLLM"].when, taken["vLLM"].bytes) == ("rollout", card // 2)
     asleep = taken["vLLM's weights while it sleeps"]
     assert (asleep.device, asleep.when, asleep.bytes) == ("cpu", "update", 2 * plan.size.parameters)
     update = sum(part.bytes for part in parts if part.device == "gpu" and part.when in ("always", "update"))
-    assert memory.peak(parts, "gpu") == update > card
+    assert footprint.peak(parts, "gpu") == update > card
     assert any("the rounds above times time/rollout + time/update" in note for note in plan.notes)
 
 
 def test_parts_of_different_times_are_not_added_up() -> None:
     parts = [Part("a", "cpu", "always", 5), Part("b", "cpu", "update", 7), Part("c", "cpu", "rollout", 4)]
-    assert memory.peak(parts, "cpu") == 12
-    assert memory.peak(parts, "gpu") == 0
+    assert footprint.peak(parts, "cpu") == 12
+    assert footprint.peak(parts, "gpu") == 0
 
 
 @pytest.mark.parametrize(("rollout", "held"), [("hf", 1), ("vllm", 0)])
@@ -216,7 +225,7 @@ def test_a_reference_model_is_planned_where_the_engine_makes_one(
     config = configure("+experiment=self_ref", "tuning=full", f"rollout={rollout}")
     size = model_size(ModelConfig(path=str(qwen3_4b)), config.tuning)
     for device, capacity in (("cpu", None), ("gpu", 80 * 2**30)):
-        parts = memory.memory(config, size, Questions(8, 8, 100, True), device=device, capacity=capacity)
+        parts = footprint.memory(on(config, device), size, Questions(8, 8, 100, True), capacity)
         assert sum(part.name.startswith("the reference model") for part in parts) == held
 
 
@@ -227,7 +236,7 @@ def test_an_engine_on_a_gpu_copies_what_is_trained(
     config = configure("+experiment=grpo", f"tuning={tuning}")
     size = model_size(ModelConfig(path=str(qwen3_4b)), config.tuning)
     for device, copied in (("cpu", size.parameters), ("gpu", size.trainable)):
-        parts = memory.memory(config, size, Questions(8, 8, 100, True), device=device, capacity=None)
+        parts = footprint.memory(on(config, device), size, Questions(8, 8, 100, True), None)
         assert [part.bytes for part in parts if part.name == "the engine's copy of the weights"] == [2 * copied]
 
 

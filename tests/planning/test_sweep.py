@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from omegaconf import DictConfig
 
 from p2o.config import Config
 from p2o.launch import plan_jobs
-from p2o.planning import make_plan, render_sweep, variants
+from p2o.planning.plan import make_plan
+from p2o.planning.plan_text import render_sweep, variants
+from p2o.types import Phase
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ["grpo", "grpo_n12", "teacher_ref", "self_ref", "no_distillation", "same_template", "tau_1", "tau_4"]
@@ -38,9 +41,9 @@ def test_every_experiment_is_planned_at_the_papers_scale(data: str, configure: C
     for experiment in EXPERIMENTS:
         plan = make_plan(configure(f"+experiment={experiment}", "+scale=paper", f"data={data}", "debug=plan"))
         assert plan.size is not None, "the paper's model is known without a hub"
-        assert plan.counts.policy.rollouts == 10 * plan.questions.train * plan.config.policy.rollouts
-        assert {part.device for part in plan.memory} == {"cpu", "gpu"}
-        assert plan.disk
+        assert plan.size.parameters == 4_022_468_096
+        assert plan.counts.work[Phase.POLICY].rollouts == 10 * plan.questions.train * plan.config.policy.rollouts
+        assert {part.device for part in plan.parts} == {"cpu", "gpu", "disk"}
 
 
 def test_seeds_are_planned_once_and_what_concerns_some_rows_names_them(configure: Callable[..., Config]) -> None:
@@ -50,16 +53,14 @@ def test_seeds_are_planned_once_and_what_concerns_some_rows_names_them(configure
         for seed in (0, 1, 2)
     ]
     found = variants([(overrides, configure(*overrides)) for overrides in commands])
-    assert [(variant.name, variant.runs) for variant in found] == [
-        ("+experiment=grpo", 3),
-        ("+experiment=teacher_ref", 3),
-    ]
-    plans = [(variant, make_plan(variant.config)) for variant in found]
-    plans[1][1].warnings.append("only the second")
+    assert {name: len(runs) for name, runs in found.items()} == {"+experiment=grpo": 3, "+experiment=teacher_ref": 3}
+    plans = {name: (len(runs), make_plan(runs[0])) for name, runs in found.items()}
+    runs, second = plans["+experiment=teacher_ref"]
+    plans["+experiment=teacher_ref"] = runs, replace(second, notes=[*second.notes, "WARNING: only the second"])
     told = render_sweep(plans).splitlines()
     assert told[0].startswith("Plan of 6 runs.")
     assert next(line.split() for line in told if line.startswith("total"))[1:4] == ["6", "2,400", "2,275,245"]
-    assert told[-1] == "WARNING (of 2): only the second"
+    assert told[-1] == "(2) WARNING: only the second"
     assert sum("no estimate of time" in line for line in told) == 1
 
 

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from p2o import report as command
-from p2o.reporting.charts import Bar, Line, bar_chart, line_chart, number, score_bar, strip, ticks
-from p2o.reporting.report import duration, figure_4, rate, tree, write_report
+from p2o.reporting.charts import Line, line_chart, number, ticks
+from p2o.reporting.html_report import duration, environment, figure_4, rate, tree, write_report
 from p2o.reporting.runs import (
     Estimate,
     Point,
@@ -27,6 +27,8 @@ from p2o.reporting.runs import (
 from p2o.types import PLAIN, template_id
 
 PlayRun = Callable[..., Path]
+
+DRAWINGS: Any = environment().get_template("drawings.html").module
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -202,9 +204,8 @@ def test_templates_stand_under_their_parents() -> None:
     assert [node.template["text"] for node in root.children] == ["one", "two"]
     (three,) = root.children[1].children
     assert three.other_parents == [template_id("one")]
-    assert three.gain == 0.25
     assert orphan.template["text"] == "orphan"
-    assert str(three.strip) == str(strip([True, False]))  # "b" is solved by more templates than "a", so it comes first
+    assert three.solved == [True, False]  # "b" is solved by more templates than "a", so it comes first
 
 
 def test_ticks_are_round_and_hold_the_data() -> None:
@@ -214,32 +215,49 @@ def test_ticks_are_round_and_hold_the_data() -> None:
     assert ticks(1, 40) == [0, 10, 20, 30, 40]
 
 
+def drawn(*lines: Line, most: float = math.inf) -> str:
+    chart = line_chart("t", "x", lines, most=most)
+    assert chart is not None
+    return str(DRAWINGS.line_chart(chart))
+
+
 def test_a_chart_draws_its_points_where_they_belong() -> None:
-    points = [Point(0, Estimate(0.0, 0.1)), Point(10, Estimate(1.0, 0.1))]
-    svg = str(line_chart("t", "x", [Line("a <b>", points, 2)]))
+    svg = drawn(Line("a <b>", [Point(0, Estimate(0.0, 0.1)), Point(10, Estimate(1.0, 0.1))], 2))
     path = re.search(r'polyline class="line s2" points="([^"]*)"', svg)
     assert path is not None
     (x0, y0), (x1, y1) = (map(float, pair.split(",")) for pair in path[1].split())
     assert x0 < x1
     assert y0 > y1
     assert "a &lt;b&gt;" in svg
-    assert line_chart("t", "x", [Line("a", [], 0)]) == ""
-    assert "NaN" not in str(line_chart("t", "x", [Line("a", [Point(3, Estimate(0.0))], 0)]))
+    assert line_chart("t", "x", [Line("a", [], 0)]) is None
+    assert "nan" not in drawn(Line("a", [Point(3, Estimate(0.0))], 0)).lower()
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_every_point_tells_its_value(count: int) -> None:
+    """On a long curve the dots are invisible, and still there to point at."""
+    svg = drawn(Line("acc", [Point(i, Estimate(i / 100, 0.01)) for i in range(count)], 0))
+    told = re.findall(r"<title>([^<]*)</title>", svg)
+    assert len(told) == count
+    assert told[2] == "acc: 0.02 ± 0.01 at 2"
+    assert svg.count("unseen") == (count if count > 16 else 0)
 
 
 def test_bars_are_stacked_to_their_sum() -> None:
-    svg = str(bar_chart("t", [Bar("one", [("p", 30.0), ("q", 10.0)]), Bar("two", [("p", 20.0)])], ["p", "q"].index))
+    svg = str(DRAWINGS.bar_chart("t", [("one", [30.0, 10.0, 40.0]), ("two", [20.0, 0.0, 20.0])], ["p", "q"]))
     widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', svg)]
+    starts = [float(x) for x in re.findall(r'<rect [^>]*x="([\d.]+)"', svg)]
     assert widths[0] == pytest.approx(3 * widths[1], abs=0.2)
     assert widths[2] == pytest.approx(2 * widths[1], abs=0.2)
-    assert bar_chart("t", [Bar("none", [("p", 0.0)])], ["p"].index) == ""
+    assert starts[:2] == [0.0, pytest.approx(widths[0], abs=0.2)]
+    assert re.findall(r"<title>([^<]*)</title>", svg)[:2] == ["one, p: 30", "one, q: 10"]
 
 
 def test_small_drawings_name_what_they_show() -> None:
-    cells = str(strip([True, False, True]))
+    cells = str(DRAWINGS.strip([True, False, True]))
     assert "2 of 3 dev questions solved" in cells
-    assert 'd="M0 5h7.65M18 5h7.65"' in cells
-    assert "dev score 0.50, empty template 0.25" in html.unescape(score_bar(0.5, 0.25))
+    assert 'd="M0.0 5h7.65M18.0 5h7.65"' in cells
+    assert "dev score 0.50, empty template 0.25" in DRAWINGS.score_bar(0.5, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -283,9 +301,6 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_the_axis_of_a_rate_ends_at_one_however_wide_its_interval_is() -> None:
-    lines = [Line("a", [Point(0, Estimate(0.8, 0.6)), Point(1, Estimate(0.9, 0.6))], 0)]
-    ends = [
-        re.findall(r'class="tick end"[^>]*>([^<]+)<', line_chart("a", "epoch", lines, most=most))[-1]
-        for most in (1.0, math.inf)
-    ]
+    line = Line("a", [Point(0, Estimate(0.8, 0.6)), Point(1, Estimate(0.9, 0.6))], 0)
+    ends = [re.findall(r'class="tick end"[^>]*>([^<]+)<', drawn(line, most=most))[-1] for most in (1.0, math.inf)]
     assert ends == ["1", "1.5"]

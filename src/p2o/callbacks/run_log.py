@@ -26,7 +26,7 @@ from p2o.files import write_json
 from p2o.logs import TERMINAL
 from p2o.reporting.closing import closing_table
 from p2o.reporting.epoch_summary import EpochSummary, epoch_summary
-from p2o.reporting.report import write_report
+from p2o.reporting.html_report import write_report
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.reporting.scalars import (
     LAYOUT,

@@ -15,12 +15,12 @@ import torch
 from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import VllmServerRollout
 from p2o.environment import record_environment
+from p2o.evaluation.answer_progress import EvaluationProgress
 from p2o.evaluation.answers import AnswerLog, Row, answered, requests_of, too_long
 from p2o.evaluation.benchmarks import Benchmark, load_benchmarks
-from p2o.evaluation.model import load_judged
-from p2o.evaluation.progress import EvaluationProgress
+from p2o.evaluation.judged_model import load_judged
 from p2o.evaluation.protocol import Protocol, protocol_for
-from p2o.evaluation.results import RESULTS, Other, SetResult, average, judge_set
+from p2o.evaluation.scores import RESULTS, Other, SetResult, average, judge_set
 from p2o.evaluation.statistics import Resampling
 from p2o.evaluation.template import read_template
 from p2o.files import write_json

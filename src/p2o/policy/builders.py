@@ -30,7 +30,7 @@ from p2o.hub import prefer_cache_without_hub
 from p2o.types import derive_seed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,15 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_shape(config: ModelConfig) -> PreTrainedConfig:
+    """The model's config.json; no weights are needed. Raises :class:`ModelError`."""
+    from transformers import AutoConfig
+
+    source = resolve_model(config)
+    with _load_errors(config, source):
+        return AutoConfig.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
 def load_causal_lm(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -17,17 +17,8 @@ from p2o.files import write_atomic
 from p2o.types import Phase
 
 COLUMNS = (
-    "variant",
-    "seed",
-    "val_accuracy_initial",
-    "val_accuracy_best",
-    "val_accuracy_final",
-    "generated_tokens",
-    "trained_tokens",
-    "metric_calls",
-    "seconds",
-    "status",
-    "run_dir",
+    *("variant", "seed", "val_accuracy_initial", "val_accuracy_best", "val_accuracy_final"),
+    *("generated_tokens", "trained_tokens", "metric_calls", "seconds", "status", "run_dir"),
 )
 PAID = tuple(phase.value for phase in Phase if phase is not Phase.VALIDATION)
 """Phases whose cost is counted."""

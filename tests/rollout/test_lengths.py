@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from p2o.config import Config
-from p2o.job import longest_sequences
 from p2o.launch import launch
 from p2o.policy.builders import byte_tokenizer
+from p2o.rollout.lengths import longest_sequences
 from p2o.rollout.prompts import PromptRenderer
 
 ROLLOUT = "rollout.max_prompt_tokens + rollout.max_new_tokens"

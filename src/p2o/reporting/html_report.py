@@ -1,0 +1,263 @@
+"""One self-contained HTML page for one run or many: what the paper's figures answer, from the run folders alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from p2o.files import write_atomic
+from p2o.reporting.charts import Chart, Line, line_chart, number
+from p2o.reporting.rollout_log import epoch_files
+from p2o.reporting.runs import (
+    Estimate,
+    Point,
+    Run,
+    RunGroup,
+    curve,
+    differences,
+    epoch_curve,
+    estimate,
+    grouped,
+    load_run,
+    optional_estimate,
+)
+from p2o.reporting.samples import Pair, pairs
+from p2o.reporting.summary import LEDGER_COUNTS
+from p2o.reporting.template_pool import template_texts
+from p2o.types import Phase
+
+COLOURS = 8
+PHASES = (*(phase.value for phase in Phase), "total")
+SMOOTHED_TO = 15
+"""Training reward is averaged so that about this many independent points remain."""
+PAIRS = 2
+LONGEST = 8000
+"""Characters of one answer on the page."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A template in the tree of an evolution; ``solved`` tells of each dev question whether it is."""
+
+    template: Mapping[str, Any]
+    solved: Sequence[bool]
+    other_parents: Sequence[str]
+    children: list[Node]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question answered plainly and under a template."""
+
+    pair: Pair
+    template: str
+    epoch: int
+
+
+def write_report(run_dirs: Sequence[Path], out: Path) -> None:
+    """Write the page of these runs to ``out``, in one step. Runs that differ in their seed alone are one curve.
+
+    Raises :class:`p2o.reporting.runs.ReportError` where a folder is no run's folder.
+    """
+    write_atomic(out, render([load_run(folder) for folder in run_dirs]))
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as HTML: no script, no link to anything outside; whatever a model wrote is escaped."""
+    groups = grouped(runs)
+    ledger = ledger_rows(groups)
+    bars = [(label, amounts) for label, count, amounts in ledger if count == "generated_tokens"]
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=", ".join(dict.fromkeys(str(run.summary["experiment"]) for run in runs)),
+            groups=groups,
+            overview=[overview(group) for group in groups],
+            learning=learning(groups),
+            hard=hard_questions(groups) if len(groups) > 1 else [],
+            hard_by_group=[(group, charts) for group in groups if (charts := figure_4(group))],
+            examples=[(group, found) for group in groups if (found := examples(group))],
+            evolutions=[
+                (run, group, [(pool, tree(pool)) for pool in run.pools])
+                for group in groups
+                for run in group.runs
+                if run.pools
+            ],
+            bars=bars if any(amounts[-1] for _, amounts in bars) else [],
+            ledger=ledger,
+            phases=PHASES,
+            differences=differences(groups),
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates of ``page/`` with their filters."""
+    found = Environment(
+        loader=PackageLoader("p2o.reporting", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"rate": rate, "number": number, "duration": duration, "cut": cut}
+    return found
+
+
+# ---------------------------------------------------------------------- the parts of the page
+
+
+def overview(group: RunGroup) -> dict[str, Any]:
+    """A group's row of the first table, as estimates over its seeds."""
+    summaries = [run.summary for run in group.runs]
+    totals = {"tokens": "generated_tokens", "seconds": "seconds"}
+    return {
+        "label": group.label,
+        "seeds": ", ".join(str(run.seed) for run in group.runs),
+        "status": ", ".join(dict.fromkeys(str(summary["status"]) for summary in summaries)),
+        "hard": optional_estimate(summary["epochs"][-1]["hard"] for summary in summaries if summary["epochs"]),
+        **{at: optional_estimate(one["val_accuracy"][at] for one in summaries) for at in ("initial", "best", "final")},
+        **{name: estimate([one["ledger"][count]["total"] for one in summaries]) for name, count in totals.items()},
+    }
+
+
+def learning(groups: Sequence[RunGroup]) -> list[Chart]:
+    """Figure 3: reward and accuracy over steps, and accuracy at equal cost."""
+    steps = max((int(run.summary["step"]) for group in groups for run in group.runs), default=0)
+    window = 2 * (steps // SMOOTHED_TO // 2) + 1
+    smoothed = f", mean over {window} rounds" if window > 1 else ""
+    tokens, accuracy = "ledger/generated_tokens_all", "validation/accuracy"
+    drawn = (
+        (f"Training reward{smoothed}", "round", [curve(group, "rollout/reward", window=window) for group in groups]),
+        ("Validation accuracy, plain questions", "round", [curve(group, accuracy) for group in groups]),
+        (
+            "Validation accuracy at equal cost",
+            "tokens generated",
+            [curve(group, accuracy, x=tokens) for group in groups],
+        ),
+    )
+    return _drawn(line_chart(title, x, _lines(groups, curves), most=1.0) for title, x, curves in drawn)
+
+
+def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
+    """How many questions are left by epoch, the groups compared."""
+    fields = {"Hard questions": "hard", "Hard questions without any success": "hard_all_fail"}
+    return _drawn(
+        line_chart(title, "epoch", _lines(groups, [epoch_curve(group, field) for group in groups]), whole_x=True)
+        for title, field in fields.items()
+    )
+
+
+def figure_4(group: RunGroup) -> list[Chart]:
+    """Figure 4 for one group: Pass@1 and Pass@k of plain and of evolved prompts, and the hard questions.
+
+    A curve of Pass@k has one k, the largest; epochs with another k are left out.
+    """
+    k = max((epoch.get("evolved_k") or 0 for run in group.runs for epoch in run.summary["epochs"]), default=0) or None
+
+    def lines(fields: Mapping[str, str], *, at: int | None = None) -> list[Line]:
+        return [Line(label, epoch_curve(group, field, at=at), i) for i, (label, field) in enumerate(fields.items())]
+
+    at_1 = {"plain": "hard_plain_pass_at_1", "evolved": "evolved_pass_at_1"}
+    at_k = {"plain": "hard_plain_pass_at_k", "evolved": "evolved_pass_at_k"}
+    plain = {"Pass@1": "plain_pass_at_1", f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k"}
+    hard = {"all": "hard", "without any success": "hard_all_fail"}
+    drawn = (
+        ("Pass@1, questions under templates", lines(at_1), 1.0),
+        (f"Pass@{k or 'k'}, questions under templates", lines(at_k, at=k), 1.0),
+        ("Plain prompts, all questions", lines(plain), 1.0),
+        ("Hard questions", lines(hard), math.inf),
+    )
+    return _drawn(line_chart(title, "epoch", found, whole_x=True, most=most) for title, found, most in drawn)
+
+
+def examples(group: RunGroup) -> list[Example]:
+    """Figure 5: the latest questions that a template of the group's first run helped to solve."""
+    run = group.runs[0]
+    texts = template_texts(run.folder)
+    fallback: list[Example] = []
+    for epoch in sorted(epoch_files(run.folder / "rollouts"), reverse=True):
+        found = [
+            Example(pair, texts.get(pair.templated["template_id"], ""), epoch)
+            for pair in pairs(run.folder / "rollouts", epoch, PAIRS)
+            if pair.plain and pair.templated
+        ]
+        if found and found[0].pair.helped:
+            return [example for example in found if example.pair.helped]
+        fallback = fallback or found
+    return fallback
+
+
+def tree(pool: Mapping[str, Any]) -> list[Node]:
+    """The templates under their first parents; roots are those whose parents are not of this pool.
+
+    Dev questions are drawn in one order for all templates: those that most templates solve come first.
+    """
+    templates = pool["pool"]
+    solved = {template["id"]: set(template["covers"]) for template in templates}
+    order = sorted(pool["dev_ids"], key=lambda dev: (-sum(dev in ids for ids in solved.values()), dev))
+    nodes: dict[str, Node] = {}
+    roots: list[Node] = []
+    for template in templates:
+        known = [parent for parent in template["parents"] if parent in nodes]
+        node = Node(
+            template=template,
+            solved=[dev in solved[template["id"]] for dev in order],
+            other_parents=known[1:],
+            children=[],
+        )
+        (nodes[known[0]].children if known else roots).append(node)
+        nodes[template["id"]] = node
+    return roots
+
+
+def ledger_rows(groups: Sequence[RunGroup]) -> list[tuple[str, str, list[float]]]:
+    """(group, count, one amount per phase and the total), as means over the seeds; an older run may lack a count."""
+    return [
+        (group.label, count, [fmean(run.summary["ledger"][count][phase] for run in group.runs) for phase in PHASES])
+        for group in groups
+        for count in LEDGER_COUNTS
+        if all(count in run.summary["ledger"] for run in group.runs)
+    ]
+
+
+# ---------------------------------------------------------------------- pieces
+
+
+def _lines(groups: Sequence[RunGroup], curves: Sequence[Sequence[Point]]) -> list[Line]:
+    return [
+        Line(group.label, points, i % COLOURS, dashed=group.baseline)
+        for i, (group, points) in enumerate(zip(groups, curves, strict=True))
+    ]
+
+
+def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
+    return [chart for chart in charts if chart is not None]
+
+
+def rate(value: Estimate | float | None) -> str:
+    """0.441, 0.441 ± 0.020, or a dash where nothing was measured."""
+    if value is None:
+        return "–"
+    if isinstance(value, Estimate):
+        return f"{value.mean:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
+    return f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def cut(text: str) -> str:
+    rest = len(text) - LONGEST
+    return text if rest <= 0 else f"{text[:LONGEST]} … ({rest:,} more characters)"
