@@ -16,13 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from p2o.policy.model import Policy
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +42,27 @@ class Cost:
     peak_bytes: int = 0
 
 
+class Profiled(Protocol):
+    """What is read of a policy, see :class:`p2o.policy.model.Policy`."""
+
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def lora(self) -> bool: ...
+
+    @property
+    def causal_lm(self) -> Any: ...
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+
+
 class Profile:
     """Costs by phase since the last :meth:`table`, of the work of one ``policy``."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Profiled) -> None:
         self._policy = policy
         weight, _ = policy.head()
         backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
@@ -159,7 +173,7 @@ def report(title: str) -> None:
 
 
 @contextmanager
-def profiling(policy: Policy, *, enabled: bool = True) -> Iterator[Profile | None]:
+def profiling(policy: Profiled, *, enabled: bool = True) -> Iterator[Profile | None]:
     """Profile what is done in the block."""
     global _active
     _active = Profile(policy) if enabled else None
