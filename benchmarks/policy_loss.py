@@ -20,13 +20,15 @@ LARGE_VOCABULARY = 152_064
 
 def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = False) -> None:
     """The update without an optimizer's step, on whole groups."""
-    from p2o.algorithm.policy_step import update
+    from p2o.algorithm.policy_step import Objective, update
 
     config = configure(f"model.gradient_checkpointing={checkpointing}")
     policy = load(config)
     if vocabulary is not None:
         policy.causal_lm.resize_token_embeddings(vocabulary, mean_resizing=False).requires_grad_(False)
     groups = _groups(renderer(config, policy))
+
+    objective = Objective(config.policy, config.distillation, 1.0, 48)
 
     class NoStep:
         def step(self) -> None:
@@ -38,15 +40,14 @@ def ours(watch: Stopwatch, vocabulary: int | None = None, checkpointing: bool = 
 
     while True:
         watch.begin()
-        metrics = update(
-            policy, NoStep(), groups, config.policy, config.distillation, temperature=1.0, max_new_tokens=48, seed=0
-        )
-        watch.end(tokens=metrics.trained_tokens)
+        metrics = update(policy, NoStep(), None, [objective.advantages(g) for g in groups], objective, seed=0)
+        watch.end(tokens=int(metrics["trained_tokens"]))
 
 
 def full_logits(watch: Stopwatch, everywhere: bool, vocabulary: int | None = None) -> None:
     import torch
 
+    from p2o.algorithm.policy_step import Objective
     from p2o.algorithm.training_set import training_sets
 
     config = configure()
@@ -54,7 +55,8 @@ def full_logits(watch: Stopwatch, everywhere: bool, vocabulary: int | None = Non
     if vocabulary is not None:
         policy.causal_lm.resize_token_embeddings(vocabulary, mean_resizing=False).requires_grad_(False)
     groups = _groups(renderer(config, policy))
-    (training_set,), _ = training_sets(groups, config.policy, config.distillation, seed=0)
+    objective = Objective(config.policy, config.distillation, 1.0, 48)
+    (training_set,) = training_sets([objective.advantages(g) for g in groups], 1, config.distillation, seed=0)
     total = sum(len(s.completion) for s in training_set.samples)
     order = sorted(range(len(training_set)), key=lambda i: len(training_set.samples[i].completion))
     rows = config.policy.micro_batch_tokens // max(len(s.prompt) + len(s.completion) for s in training_set.samples)

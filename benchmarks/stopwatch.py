@@ -26,7 +26,7 @@ class Stopwatch:
     """Seconds of wall clock and peak memory of what happens between :meth:`begin` and :meth:`end`.
 
     Memory is the resident set of the process and those that it started, each at its own peak, or what torch holds on
-    the GPU where there is one. ``realtime`` gives the
+    the GPU if there is one. ``realtime`` gives the
     measured work the processors before anything else on the machine (needs root).
     """
 

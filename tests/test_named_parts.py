@@ -31,7 +31,11 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
         (["policy.loss=nosuch.mod"], ExtensionError, r"policy\.loss=nosuch\.mod: .*PYTHONPATH"),
         (["policy.loss=math.pi"], ExtensionError, r"policy\.loss=math\.pi is a float"),
         (["reflector.strategies=/nope.yaml"], ReflectorError, r"reflector\.strategies=/nope\.yaml"),
-        (["reflector=openai", "reflector.base_url=foo"], ReflectorError, r"reflector\.base_url=foo .*is no address"),
+        (
+            ["reflector=openai", "reflector.base_url=foo"],
+            ReflectorError,
+            r"reflector\.base_url=foo .*not an address",
+        ),
         (["reflector=openai", "reflector.base_url=http://127.0.0.1:1"], UnreachableError, "cannot be reached"),
         pytest.param(
             ["trainer=gpu"],

@@ -92,7 +92,7 @@ def test_other_machines_may_continue(configure: Callable[..., Config]) -> None:
 
 
 def test_an_engine_that_failed_may_be_given_other_means(configure: Callable[..., Config]) -> None:
-    """After a memory that was too small, or servers that are gone, the run goes on."""
+    """After a memory that was too small, or servers that are gone, the run continues."""
     first = open_run_folder(configure("rollout=vllm"))
     (first / "summary.json").write_text("{}")
     means = ("rollout.max_model_len=2048", "rollout.gpu_memory_utilization=0.3", "rollout.kv_cache_gib=2")
@@ -113,5 +113,5 @@ def test_a_folder_has_one_user_at_a_time(configure: Callable[..., Config]) -> No
 def test_a_configuration_that_cannot_be_read_is_named(content: bytes, configure: Callable[..., Config]) -> None:
     run_dir = open_run_folder(configure())
     (run_dir / "config.yaml").write_bytes(content)
-    with pytest.raises(RunFolderError, match=r"config\.yaml (cannot be read|is no configuration)"):
+    with pytest.raises(RunFolderError, match=r"config\.yaml (cannot be read|is not a configuration)"):
         open_run_folder(configure())

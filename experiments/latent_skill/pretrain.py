@@ -50,7 +50,7 @@ def skill_rates(model: CustomModel, data: CustomData, samples: int) -> dict[str,
     """Success rates at temperature 1, family by family and for each of :data:`PROMPTS`, on held-out questions.
 
     Each rate is that of ``samples`` answers, every one under an instruction of its own; of :data:`PLAIN_SAMPLES` times
-    as many for plain questions. The model is made first where it is not there.
+    as many for plain questions. The model is made first if it is not there.
     """
     from experiments.latent_skill.model import read_model_params
     from p2o.policy.model import load_policy

@@ -147,7 +147,7 @@ WORDS = (*FILLERS, *WAYS, FENCE)
 
 
 def families(names: Sequence[str], key: str) -> list[Family]:
-    """The families of these names; a :class:`DataError` names ``key`` where one is unknown or none is given."""
+    """The families of these names; a :class:`DataError` names ``key`` if one is unknown or none is given."""
     unknown = [name for name in names if name not in FAMILIES]
     if unknown or not names:
         raise DataError(f"{key}={list(names)}: choose some of {', '.join(FAMILIES)}")

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's model as Linux names it; elsewhere, and where it has no name, its architecture."""
+    """The processor's model as Linux names it; elsewhere, and if it has no name, its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -79,7 +79,7 @@ def installed_versions() -> Iterator[tuple[str, str]]:
 
 
 def source_commit() -> str | None:
-    """The commit of p2o's own sources, with "+" where they have changes; null where they are not in a repository."""
+    """The commit of p2o's own sources, with "+" where they have changes; null if they are not in a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(p2o.__file__).parent), *arguments]

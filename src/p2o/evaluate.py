@@ -13,7 +13,7 @@ from p2o.config import ConfigError, EvaluateConfig, load_evaluation, register_sc
 register_schemas()
 
 FILE_WIDTH = 120
-"""Columns of the tables where the output is no terminal."""
+"""Columns of the tables where the output is not a terminal."""
 
 
 @hydra.main(version_base="1.3", config_path="pkg://p2o.conf", config_name="evaluate")
@@ -43,7 +43,7 @@ def main(composed: DictConfig) -> None:
     except EngineError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from what is in {config.run_dir}", file=sys.stderr)
+        print(f"stopped; the same command continues from what is in {config.run_dir}", file=sys.stderr)
         sys.exit(130)
     console = Console()
     if not console.is_terminal:

@@ -11,7 +11,7 @@ class ExtensionError(ValueError):
 
 
 def load_object(name: str, key: str) -> Any:
-    """The object ``package.module.name``. Raises :class:`ExtensionError` naming ``key`` where there is none."""
+    """The object ``package.module.name``. Raises :class:`ExtensionError` naming ``key`` if there is none."""
     module, _, attribute = name.rpartition(".")
     try:
         return getattr(importlib.import_module(module), attribute)

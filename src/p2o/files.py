@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of ``path`` when the block ends well; otherwise nothing has changed.
 
     It is written beside ``path``, synced to the disk and renamed, so a reader, or a run that was killed at any
-    moment, finds either the old content or the new one. Folders are made where they are absent.
+    moment, finds either the old content or the new one. Folders are made if they are absent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
@@ -120,5 +120,5 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace ``path`` by ``value`` as indented JSON. NaN and infinities are no JSON: they raise ``ValueError``."""
+    """Replace ``path`` by ``value`` as indented JSON. NaN and infinities are not JSON: they raise ``ValueError``."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

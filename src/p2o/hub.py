@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @cache
 def prefer_cache_without_hub() -> None:
-    """Ask the hub once whether it is there; where it is not, its libraries take what is cached on this machine.
+    """Ask the hub once whether it is there; if it is not, its libraries take what is cached on this machine.
 
     Left to themselves they try every single file six times, with half a minute of waits, before they say so.
     """

@@ -66,7 +66,7 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     those that it was composed with, for ``overrides.yaml``.
 
     Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
-    ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the mend.
+    ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the fix.
     """
     with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
         hint_at_precision(config.model, config.trainer.accelerator)
@@ -176,5 +176,5 @@ def _named_parts(
     except UnreachableError as error:
         if not resumed:
             raise
-        log.warning("%s. The run goes on without it for as long.", error)
+        log.warning("%s. The run continues without it for as long.", error)
     return reflector

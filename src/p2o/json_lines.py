@@ -27,7 +27,7 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of ``path`` (none where it is absent). A last line that a kill cut short is left out."""
+    """The rows of ``path`` (none if it is absent). A last line that a kill cut short is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:

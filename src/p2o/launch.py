@@ -39,7 +39,7 @@ INPUT_ERRORS = (
     ExtensionError,
 )
 STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
-"""Faults that end a run; its last checkpoint stays, and the same command goes on from there."""
+"""Faults that end a run; its last checkpoint stays, and the same command continues from there."""
 
 
 def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
@@ -60,7 +60,7 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
     except STOPS as error:
         _exit(1, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
     except Stopped as stopped:
-        _exit(stopped.exit_code, f"Stopped by {stopped}. The same command goes on from the last checkpoint.")
+        _exit(stopped.exit_code, f"Stopped by {stopped}. The same command continues from the last checkpoint.")
     except Exception as error:
         full = no_room(error)
         if full is None:
@@ -68,7 +68,7 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
         _exit(
             1,
             f"No room to write {full.filename or 'to the disk'} ({full.strerror}), in {config.run_dir}. The last "
-            "checkpoint is whole: make room and give the same command, and the run goes on from there.",
+            "checkpoint is whole: make room and give the same command, and the run continues from there.",
         )
     if result.already_done:
         print(f"{result.run_dir} is complete: see summary.json there. For another run give another run_dir or seed.")

@@ -2,7 +2,7 @@
 
 Hydra's basic launcher runs all jobs of a sweep in one process, where engines, thread pools and log handlers of one job
 leak into the next, and composes lazily, so an edited file changes jobs that are already queued. This one composes
-every job first, runs ``jobs`` of them at a time where memory allows, gives each its own log and GPU, goes on when one
+every job first, runs ``jobs`` of them at a time where memory allows, gives each its own log and GPU, continues when one
 fails, and writes one ``results.csv``. A job that has ended is not run again, so a killed sweep continues by the same
 command; a folder that holds the run of another configuration is a job that failed. Jobs end with the process that
 launched them.
@@ -133,7 +133,7 @@ class ProcessLauncher(Launcher):
 
     def _plan(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         """``debug=plan``: the jobs are planned here, told as one table, and leave no folder."""
-        from p2o.launch import plan_jobs  # heavy, and of no use to a sweep that trains
+        from p2o.launch import plan_jobs  # heavy, and useless to a sweep that trains
 
         plan_jobs([(filter_overrides(job.overrides), _own(job)) for job in jobs])
         return [_returned(job) for job in jobs]
@@ -197,7 +197,7 @@ def _returned(job: Job) -> JobReturn:
 
 
 def _other_run(job: Job) -> list[str]:
-    """The keys, with both values, by which the run in the job's folder is not the job's; none where none has begun."""
+    """The keys, with both values, by which the run in the job's folder is not the job's; none if none has begun."""
     if read_status(job.run_dir) is None:
         return []
     asked_for = OmegaConf.to_container(_own(job), resolve=True)

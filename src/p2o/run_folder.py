@@ -46,9 +46,9 @@ def run_folder(config: Config | EvaluateConfig) -> Iterator[Path]:
 def open_run_folder(config: Config | EvaluateConfig) -> Path:
     """The folder of the run, with its ``config.yaml``.
 
-    Raises :class:`RunFolderError` where it is not empty and ``resume=false``, or where it holds the run of another
+    Raises :class:`RunFolderError` if it is not empty and ``resume=false``, or where it holds the run of another
     configuration; the message lists the keys that differ. One in which nothing was done yet may change its
-    configuration: the mend of what kept it from starting.
+    configuration: the fix of what kept it from starting.
     """
     run_dir = Path(config.run_dir).expanduser()
     plain = to_plain(config)
@@ -59,7 +59,7 @@ def open_run_folder(config: Config | EvaluateConfig) -> Path:
             raise RunFolderError(f"run_dir={run_dir} is not empty and resume=false: give run_dir=<another folder>")
         if not path.is_file():
             raise RunFolderError(
-                f"run_dir={run_dir} is no run's folder (no config.yaml): give run_dir=<another folder>"
+                f"run_dir={run_dir} is not a run's folder (no config.yaml): give run_dir=<another folder>"
             )
         before = read_configuration(path)
         if content - BEFORE_ANY_WORK or "run_dir" not in before:
@@ -72,7 +72,7 @@ def open_run_folder(config: Config | EvaluateConfig) -> Path:
 def sole_user(run_dir: Path) -> Iterator[None]:
     """Keep other processes out of the folder while the block runs.
 
-    Raises :class:`RunFolderError` where another process has it. The kernel opens the lock when its holder ends,
+    Raises :class:`RunFolderError` if another process has it. The kernel opens the lock when its holder ends,
     however it ends. A file system without locks is used without.
     """
     folder = os.open(run_dir, os.O_RDONLY)
@@ -101,11 +101,11 @@ def refuse_another_run(run_dir: Path, there: Mapping[str, Any], here: Mapping[st
 
 
 def read_configuration(path: Path) -> Mapping[str, Any]:
-    """A run's ``config.yaml``; raises :class:`RunFolderError` where it is none."""
+    """A run's ``config.yaml``; raises :class:`RunFolderError` if it is none."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{path} cannot be read ({type(error).__name__}): give another run_dir") from error
     if not isinstance(value, Mapping):
-        raise RunFolderError(f"{path} is no configuration: give another run_dir")
+        raise RunFolderError(f"{path} is not a configuration: give another run_dir")
     return value

@@ -118,7 +118,7 @@ class Generation:
     """What an engine made of a prompt.
 
     ``tokens`` includes the end token where ``finish_reason`` is "stop". ``logprobs`` are those of the sampling
-    distribution (after temperature; temperature 1 for greedy decoding), one a token.
+    distribution (after temperature; temperature 1 for greedy decoding), one per token.
     """
 
     tokens: tuple[int, ...]
@@ -129,7 +129,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict: outcome, reward in [0, 1] and the answer that was extracted (None where none was found)."""
+    """A verdict: outcome, reward in [0, 1] and the answer that was extracted (None if none was found)."""
 
     outcome: Outcome
     reward: float
@@ -189,7 +189,7 @@ class Assignment:
     by_problem: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def texts(self, problem_id: str, k: int) -> tuple[str, ...]:
-        """The K template texts of a question; all empty (plain) where it has no assignment."""
+        """The K template texts of a question; all empty (plain) if it has no assignment."""
         ids = self.by_problem.get(problem_id)
         return tuple(self.templates[i].text if i != PLAIN else "" for i in ids) if ids else ("",) * k
 

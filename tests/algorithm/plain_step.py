@@ -56,7 +56,7 @@ def plain_step(
     weights: dict[str, Tensor] | None = None,
     weights_before: dict[str, Tensor] | None = None,
 ) -> PlainStep:
-    """The step on ``groups``, under ``weights`` where they are not the policy's own.
+    """The step on ``groups``, under ``weights`` if they are not the policy's own.
 
     ``weights_before`` are those that the old log-probs come from, where they are not ``weights``.
     """

@@ -31,7 +31,7 @@ def config(configure: Callable[..., Config]) -> Config:
 
 @pytest.fixture
 def play() -> Callable[[Config, RunState], Player]:
-    """``play(config, state)``: a run that goes on from ``state``."""
+    """``play(config, state)``: a run that continues from ``state``."""
     return Player
 
 

@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_found_and_the_previous_used(
     store.last.write_bytes(bytes(content))
     loaded = store.load()
     assert loaded is not None
-    if loaded.state.step == 2:  # the bit lay in padding between records, where nothing is stored
+    if loaded.state.step == 2:  # the bit lay in padding between records, if nothing is stored
         assert loaded.state.to_json() == state(2).to_json()
         assert torch.equal(loaded.trainable["w"], checkpoint(2).trainable["w"])
     else:
@@ -156,7 +156,7 @@ def test_what_is_damaged_is_named_and_never_displaces_the_one_before_it(
     assert loaded is not None
     assert loaded.state.step == 1
     assert f"{store.last} " in caplog.text
-    assert "going on from previous.ckpt" in caplog.text
+    assert "continuing from previous.ckpt" in caplog.text
     assert (tmp_path / "last.ckpt.damaged").exists() == (how != "missing")
 
     def dies(*_: object) -> None:

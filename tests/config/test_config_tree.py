@@ -291,7 +291,7 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     assert "policy.rollouts=1 must be at least 2" in invalid.stderr
     absent = run("data=gsm_9k")
     assert absent.returncode == 2
-    assert "reasoning_gym" in absent.stderr, "those that there are"
+    assert "reasoning_gym" in absent.stderr, "the valid ones"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing was started"
     shown = run("--cfg", "job", "+experiment=self_ref")
     assert shown.returncode == 0

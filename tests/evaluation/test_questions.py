@@ -105,11 +105,14 @@ def test_what_is_not_there_is_named_with_the_mend(configure_evaluation: Configur
     mine = f"benchmarks.files=[{questions}]"
     for overrides, message in (
         (["benchmarks=[gsm8k]", f"benchmarks.data_dir={here}"], "no gsm8k_test.jsonl; its jsonl files: mine.jsonl"),
-        (["benchmarks=[]", f"benchmarks.files=[{here}/gone.jsonl]"], r"benchmarks.files\[0\]=.*gone.jsonl is no file"),
+        (
+            ["benchmarks=[]", f"benchmarks.files=[{here}/gone.jsonl]"],
+            r"benchmarks.files\[0\]=.*gone.jsonl is not a f",
+        ),
         (["benchmarks=[]", mine, "benchmarks.columns.answer=gold"], "has no column 'gold'"),
         (["benchmarks=[]", f"benchmarks.files=[{questions},{questions}]"], "two sets are called mine"),
         (["benchmarks=[]", f"benchmarks.runs=[{here}]"], "has no config.yaml"),
-        (["benchmarks=[amc]", f"benchmarks.sets.amc.dataset={here}/gone.txt"], "amc cannot be had from the hub"),
+        (["benchmarks=[amc]", f"benchmarks.sets.amc.dataset={here}/gone.txt"], "amc cannot be loaded from the hub"),
     ):
         with pytest.raises(DataError, match=message):
             load_benchmarks(configure_evaluation("reward=exact", *overrides))
@@ -156,7 +159,7 @@ def test_a_template_is_a_files_text_or_one_of_a_run(tmp_path: Path) -> None:
     file.write_text(" \n")
     for name, message in (
         (str(file), "is empty"),
-        (str(tmp_path / "absent.txt"), "is no file"),
+        (str(tmp_path / "absent.txt"), "is not a file"),
         (f"{tmp_path}:cd34", "has no template 'cd34'; it has: plain, ab12"),
     ):
         with pytest.raises(DataError, match=message):

@@ -144,7 +144,7 @@ def test_every_kind_of_failure_and_every_cue_has_a_strategy() -> None:
         assert any(cue in s.cues for s in LIBRARY.strategies), cue
 
 
-# ---------------------------------------------------------------------- libraries of one's own
+# ---------------------------------------------------------------------- libraries of a custom one
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Models are found, built once, and refused with the override that mends it."""
+"""Models are found, built once, and refused with the override that fixes it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_a_damaged_checkpoint_costs_no_bit_of_the_result(
     assert life.code == 0, life.said
     said = " ".join(life.said.split())
     assert "last.ckpt" in said
-    assert "going on from previous.ckpt, the one before it" in said
+    assert "continuing from previous.ckpt, the one before it" in said
     kept = last.with_name("last.ckpt.damaged")
     assert kept.read_bytes() == content
     kept.unlink()
@@ -59,7 +59,7 @@ def test_another_run_s_checkpoint_is_not_trained_on(driver: Driver, whole: Path,
     shutil.copyfile(other / "checkpoints" / "last.ckpt", run_dir / "checkpoints" / "last.ckpt")
     life = driver.live(run_dir)
     assert life.code == 0, life.said
-    assert "last.ckpt belongs to a run of another configuration: going on from previous.ckpt" in " ".join(
+    assert "last.ckpt belongs to a run of another configuration: continuing from previous.ckpt" in " ".join(
         life.said.split()
     )
     (run_dir / "checkpoints" / "last.ckpt.damaged").unlink()

@@ -1,4 +1,4 @@
-"""A full disk ends a run with a clear message; what was whole before is whole after, and the run goes on from it."""
+"""A full disk ends a run with a clear message; what was whole before is whole after, and the run continues from it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_full_disk_costs_nothing_but_time(
     assert life.code == 1
     said = " ".join(life.said.split())
     assert f"No room to write {run_dir / file} (" in said
-    assert "make room and give the same command, and the run goes on from there" in said
+    assert "make room and give the same command, and the run continues from there" in said
     assert "Traceback" not in said, life.said
     assert read_checkpoint(last).state.step >= 1
     assert not list(run_dir.rglob("*.tmp"))

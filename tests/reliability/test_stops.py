@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run at a point that it goes on from; other threads may take it up; two processes may not."""
+"""SIGTERM and Ctrl-C end a run where it can be continued; other threads may take it up; two processes may not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_stopped_run_says_so_and_goes_on(
     by = signal.SIGINT if saved == 2 else signal.SIGTERM
     life = driver.live(tmp_path / "run", signal=int(by), **death)
     assert life.code == 128 + by
-    assert f"Stopped by {by.name}. The same command goes on from the last checkpoint." in " ".join(life.said.split())
+    assert f"Stopped by {by.name}. The same command continues from the last checkpoint." in " ".join(life.said.split())
     assert "Traceback" not in life.said
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == saved
     assert driver.live(tmp_path / "run").code == 0

@@ -159,7 +159,7 @@ def test_a_teacher_that_is_not_there_when_a_run_begins_is_an_error_and_no_reason
     teacher.leave()
     resumed = live(driver, run_dir, teacher.url)
     assert resumed.code == 0, resumed.said
-    assert "The run goes on without it" in " ".join(resumed.said.split())
+    assert "The run continues without it" in " ".join(resumed.said.split())
     assert [epoch["templates"] for epoch in epochs(run_dir)] == [0, 0]
 
 

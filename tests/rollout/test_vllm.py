@@ -196,7 +196,7 @@ def test_a_sync_changes_the_policy_and_nothing_else(engine: VllmEngine) -> None:
 
 
 def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
-    """Where nothing was copied, what the engine does not hold cannot be had once the trainer moved on."""
+    """Where nothing was copied, what the engine does not hold cannot be installed once the trainer moved on."""
     full._shares_memory = True
     full.sync(full.version + 1)
     assert not list(full._scratch.glob("version-*"))
@@ -342,7 +342,7 @@ def test_options_that_cannot_work_end_at_the_start(lora: VllmEngine) -> None:
 def test_a_process_that_hangs_ends_the_call_where_none_may_follow(
     lora: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this engine; that a call starts one where none runs is what the kill shows."""
+    """The last test of this engine; that a call starts one if none runs is what the kill shows."""
     assert lora.pid is not None
     monkeypatch.setattr(lora.config, "max_restarts", 0)
     monkeypatch.setattr(lora.config, "stall_s", 1.0)

@@ -130,8 +130,8 @@ def test_a_byte_order_mark_windows_line_ends_and_long_lines(write: Callable[...,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "nowhere.jsonl"}, "data.path=nowhere.jsonl is no file: give data.path="),
-        ({"val_path": "nowhere.jsonl"}, "data.val_path=nowhere.jsonl is no file"),
+        ({"path": "nowhere.jsonl"}, "data.path=nowhere.jsonl is not a file: give data.path="),
+        ({"val_path": "nowhere.jsonl"}, "data.val_path=nowhere.jsonl is not a file"),
         ({"columns": ColumnsConfig(question="ask")},
          r"line 1 of .*mine.jsonl has no column 'ask' \(data.columns.question\); its columns are problem, answer: "),
         ({"columns": ColumnsConfig(id="uid")}, r"no column 'uid' \(data.columns.id\)"),

@@ -12,7 +12,7 @@ def greedy_cover(pool: Iterable[Template]) -> tuple[Template, ...]:
     """Z_cov, in the order of choice: always the template that covers most uncovered dev questions, until none adds one.
 
     Ties go to the higher dev score, then to the shorter text, then to the smaller id, so the order of ``pool`` has
-    no say. Empty where no template solves anything.
+    no say. Empty if no template solves anything.
     """
     ranked = sorted(pool, key=lambda template: (-template.dev_score, len(template.text), template.id))
     cover: list[Template] = []

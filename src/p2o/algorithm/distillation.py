@@ -41,7 +41,7 @@ def old_logprobs(kind: str, policy: Tensor, engine: Tensor, templated: Tensor) -
 
 
 def kept_tokens(kind: str, policy: Tensor, engine: Tensor, templated: Tensor, *, low: float, high: float) -> Tensor:
-    """True where a token has a loss, [N]; arguments as in :func:`old_logprobs`. Only ``mask`` ever drops any."""
+    """True if a token has a loss, [N]; arguments as in :func:`old_logprobs`. Only ``mask`` ever drops any."""
     if kind != "mask":
         return torch.ones_like(templated)
     log_ratio = policy - engine

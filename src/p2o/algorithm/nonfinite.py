@@ -25,7 +25,7 @@ class NonFiniteError(RuntimeError):
         self.logprobs = logprobs
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One object a sample: prompt and completion as token ids, advantage, log-probs.
+        """One object per sample: prompt and completion as token ids, advantage, log-probs.
 
         JSON knows finite numbers only: any other comes as a string, "nan", "inf" or "-inf".
         """

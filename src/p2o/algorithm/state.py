@@ -69,7 +69,7 @@ class RunState:
     skipped_in_a_row: int = 0
     """Optimizer steps skipped since the last one that was taken; too many end the run."""
     micro_batch_tokens: int | None = None
-    """Token budget of a micro-batch; null = ``policy.micro_batch_tokens``, less where memory ran out."""
+    """Token budget of a micro-batch; null = ``policy.micro_batch_tokens``, less if memory ran out."""
     data: str | None = None
     """Fingerprint of the questions that the run began with."""
     platform: dict[str, str] = field(default_factory=dict)

@@ -78,19 +78,19 @@ class CheckpointStore:
         fault_point("the best marked")
 
     def load(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, which is ``last.ckpt`` from now on; None where the run has none yet.
+        """The newest checkpoint that is whole, which is ``last.ckpt`` from now on; None if the run has none yet.
 
         One that is damaged, or another run's, is named in a warning and kept as ``last.ckpt.damaged``, out of the way
-        of the next :meth:`save`. Raises :class:`CheckpointError` where there are checkpoints and all are damaged.
+        of the next :meth:`save`. Raises :class:`CheckpointError` if there are checkpoints and all are damaged.
         """
         try:
             return self.read(self.last)
         except FileNotFoundError:
             if not self.previous.exists():
                 return None
-            log.warning("%s is missing: going on from %s, the one before it", self.last, self.previous.name)
+            log.warning("%s is missing: continuing from %s, the one before it", self.last, self.previous.name)
         except CheckpointError as error:
-            log.warning("%s: going on from %s, the one before it", error, self.previous.name)
+            log.warning("%s: continuing from %s, the one before it", error, self.previous.name)
         try:
             checkpoint = self.read(self.previous)
         except (CheckpointError, FileNotFoundError) as error:
@@ -106,8 +106,8 @@ class CheckpointStore:
 def read_checkpoint(path: Path, run: str | None = None) -> Checkpoint:
     """Read one file.
 
-    Raises :class:`CheckpointError` naming it where it is damaged, none of ours, or says that it is of another run than
-    ``run``; ``FileNotFoundError`` where it is absent.
+    Raises :class:`CheckpointError` naming it if it is damaged, none of ours, or says that it is of another run than
+    ``run``; ``FileNotFoundError`` if it is absent.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -115,7 +115,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> Checkpoint:
                 raise CheckpointError(f"{path} is damaged: the checksum of {damaged} does not match")
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no p2o checkpoint of format {FORMAT}")
+            raise CheckpointError(f"{path} is not a p2o checkpoint of format {FORMAT}")
         if run is not None and content.get("run", run) != run:
             raise CheckpointError(f"{path} belongs to a run of another configuration")
         return Checkpoint(

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar with the time left, or a line a chunk where there is no terminal."""
+"""How far an evaluation is: a bar with the time left, or a line a chunk if there is not a terminal."""
 
 from __future__ import annotations
 

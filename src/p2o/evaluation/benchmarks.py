@@ -84,7 +84,7 @@ def _hub_rows(name: str, one: BenchmarkSet) -> Iterator[Row]:
         dataset = open_dataset(data)
     except DataError as error:
         raise DataError(
-            f"{name} cannot be had from the hub ({error.__cause__ or error}): check the network and "
+            f"{name} cannot be loaded from the hub ({error.__cause__ or error}): check the network and "
             f"benchmarks.sets.{name}, or give benchmarks.data_dir=<a folder with {one.file}>"
         ) from error
     for index, row in enumerate(dataset):

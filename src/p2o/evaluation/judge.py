@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Answer what is not answered yet, count, and write ``results.json``; returns its value.
 
     Raises ``RunFolderError``, ``DataError``, ``ModelError``, ``RewardError`` or ``EngineError``; each names the key or
-    file and the mend.
+    file and the fix.
     """
     other = None if config.compare is None else Other(config.compare)
     template = read_template(config.template)

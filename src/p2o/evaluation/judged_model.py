@@ -21,7 +21,7 @@ ADAPTER_FILE = "adapter_config.json"
 
 
 def load_judged(model: ModelConfig, *, as_adapter: bool = False) -> Policy:
-    """``model.path`` as a policy of which nothing is trained, on the accelerator where there is one.
+    """``model.path`` as a policy of which nothing is trained, on the accelerator if there is one.
 
     Weights are in ``model.dtype``, an adapter's in float32, as in training. ``as_adapter`` gives a model without an
     adapter one that changes nothing, for engines that are handed adapters only. Raises

@@ -85,7 +85,7 @@ class Other:
     """A finished evaluation that this one is compared with."""
 
     def __init__(self, folder: str) -> None:
-        """Raises :class:`~p2o.tasks.DataError` where ``folder`` holds no finished evaluation."""
+        """Raises :class:`~p2o.tasks.DataError` if ``folder`` holds no finished evaluation."""
         self.folder = Path(folder).expanduser()
         path = self.folder / RESULTS
         if not path.is_file():
@@ -93,7 +93,7 @@ class Other:
         self.results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise :class:`~p2o.tasks.DataError` where it has none of these sets."""
+        """Raise :class:`~p2o.tasks.DataError` if it has none of these sets."""
         if not set(names) & set(self.results["sets"]):
             there = ", ".join(self.results["sets"])
             raise DataError(f"compare={self.folder} has none of {', '.join(names)}; its sets: {there}")

@@ -14,7 +14,7 @@ LOST = ("unparseable", "timeout", "too_long")
 
 
 def tables(results: Json) -> Iterator[Table]:
-    """The sets with their figures, and the comparison where there is one."""
+    """The sets with their figures, and the comparison if there is one."""
     yield _figures(results)
     if results["comparison"] is not None:
         yield _comparison(results["comparison"], results["confidence"])

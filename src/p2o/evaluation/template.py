@@ -11,7 +11,7 @@ from p2o.tasks import DataError
 def read_template(name: str | None) -> str:
     """The text of a file, or of ``RUN_DIR:ID``, a template that a run found; "" (the plain prompt) for None.
 
-    White space at its ends is dropped, as an editor adds it. Raises :class:`~p2o.tasks.DataError` where there is no
+    White space at its ends is dropped, as an editor adds it. Raises :class:`~p2o.tasks.DataError` if there is no
     such file or template, and for an empty one.
     """
     if name is None:
@@ -24,7 +24,7 @@ def read_template(name: str | None) -> str:
         return text
     run_dir, colon, identifier = name.rpartition(":")
     if not colon:
-        raise DataError(f"template={name} is no file: give a text file, or RUN_DIR:ID for a template of a run")
+        raise DataError(f"template={name} is not a file: give a text file, or RUN_DIR:ID for a template of a run")
     texts = template_texts(Path(run_dir).expanduser())
     if identifier not in texts:
         there = ", ".join(texts) or "none"

@@ -14,7 +14,7 @@ from p2o.faults import fault_point
 from p2o.types import Outcome, Phase, Problem, Request, Rollout, derive_seed, template_id
 
 Evaluate = Callable[[Sequence[Request]], list[Rollout]]
-"""One graded rollout a request, in any order, all by one policy version."""
+"""One graded rollout per request, in any order, all by one policy version."""
 
 COMPONENT = "template"
 """The one text of gepa's candidates."""
@@ -122,7 +122,7 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
         if made != asked or len(rollouts) != len(requests) or len(versions) != 1:
             raise RuntimeError(
                 f"evaluate returned {len(rollouts)} rollouts of the policy versions {sorted(versions)} for "
-                f"{len(requests)} requests; it has to return one a request, all of one version"
+                f"{len(requests)} requests; it has to return one per request, all of one version"
             )
         self._journal.ledger.add(Phase.EVOLUTION, metric_calls=pairs)
         fault_point("templates evaluated, not journaled")

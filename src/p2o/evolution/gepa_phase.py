@@ -39,9 +39,9 @@ class Evolution:
     """What an evolution found and what it took.
 
     ``pool`` holds every candidate, the empty template first; ``front`` those of the Pareto front over dev questions
-    that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were no template, and as
+    that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were not templates, and as
     ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``failures`` counts
-    the reflector's own by kind, those that a retry mended included. ``stop_reason``:
+    the reflector's own by kind, those that a retry fixed included. ``stop_reason``:
     budget | run_budget (what the run may spend pays for no further proposal) | max_iterations | no_proposals |
     dev_solved | stop_file | too_few_questions.
     """

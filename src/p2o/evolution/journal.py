@@ -16,7 +16,7 @@ from p2o.types import Phase
 
 
 class JournalError(RuntimeError):
-    """The journal on disk belongs to another evolution, or is damaged. Names the file and the mend."""
+    """The journal on disk belongs to another evolution, or is damaged. Names the file and the fix."""
 
 
 class Journal:
@@ -41,7 +41,7 @@ class Journal:
     def call(self, kind: str, inputs: Any, make: Callable[[], Any]) -> Any:
         """The result of ``make()`` as JSON gives it back; ``make`` is called only where the file does not hold it.
 
-        ``inputs`` and the result must be JSON values. Raises :class:`JournalError` where the file's next call had
+        ``inputs`` and the result must be JSON values. Raises :class:`JournalError` if the file's next call had
         another kind or other inputs.
         """
         key = _digest([kind, inputs])
@@ -95,7 +95,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
-    """The content of a line; None where it is not whole."""
+    """The content of a line; None if it is not whole."""
     if not line.endswith(b"\n"):
         return None
     try:

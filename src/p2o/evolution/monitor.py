@@ -25,7 +25,7 @@ class EvolutionProgress:
 
 
 class Watch:
-    """gepa's stop condition and callbacks in one. ``reason`` says why it stopped the loop, None where it did not."""
+    """gepa's stop condition and callbacks in one. ``reason`` says why it stopped the loop, None if it did not."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ Dataset = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Metric calls that an evolution may take at the most, as proposals; a ``limit`` of None is no limit.
+    """Metric calls that an evolution may take at the most, as proposals; a ``limit`` of None is not a limit.
 
     ``proposal`` is the most that one takes: parent and child on a minibatch, and the child on all of dev.
     """

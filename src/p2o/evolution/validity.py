@@ -21,7 +21,7 @@ class Answers:
     def __init__(self, answers: Iterable[str]) -> None:
         forms = {form for answer in answers if (form := _normal(answer))}
         longest_first = sorted(forms, key=lambda form: (-len(form), form))
-        # A number is no token inside a longer one, on either side of the decimal point.
+        # A number is not a token inside a longer one, on either side of the decimal point.
         pattern = rf"(?<!\w)(?<!\d\.)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)(?!\.\d)"
         self._pattern = re.compile(pattern) if forms else None
 
@@ -32,7 +32,7 @@ class Answers:
 class TemplateFilter:
     """Judges proposals; remembers every text that it saw, so that none is evaluated twice.
 
-    ``golds`` are the gold answers of the hard set, one a question, and ``leak_filter`` rejects templates that
+    ``golds`` are the gold answers of the hard set, one per question, and ``leak_filter`` rejects templates that
     contain one: as a whole token, in any case, thousands separators aside. A gold with a digit counts however short
     it is ("3" leaks in "the answer is 3" and not in "13", "3.5" or "x3"), except as the marker of a numbered list. A
     gold without digits does not count where it is a single letter, or where it answers at least two questions and a

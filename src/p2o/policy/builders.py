@@ -46,7 +46,7 @@ CHAT_TEMPLATE = (
 
 
 class ModelError(ValueError):
-    """A model cannot be had as configured; the message says which override or command mends it."""
+    """A model cannot be loaded as configured; the message says which override or command fixes it."""
 
 
 def resolve_model(config: ModelConfig) -> Path | str:
@@ -155,7 +155,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Rename, then delete: nobody meets a half-deleted folder, and one that somebody else removed is no error."""
+    """Rename, then delete: nobody meets a half-deleted folder, and one that somebody else removed is not an error."""
     retired = draft_of(folder.with_name(f"{folder.name}.old"))
     shutil.rmtree(retired, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -174,7 +174,7 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
         hint = (
             "is the folder complete, and are its weights safetensors?"
             if isinstance(source, Path)
-            else "it is neither a folder here nor to be had from the hub; give model.path=FOLDER or another hub id"
+            else "it is neither a folder here nor on the hub; give model.path=FOLDER or another hub id"
         )
         raise ModelError(
             f"cannot load model.path={source} (model.revision={config.revision}): {hint} [{reason}]"
@@ -182,7 +182,7 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
 
 
 def _build(config: Buildable, folder: Path) -> None:
-    """Build the folder where it is absent; of several processes that want to, one does and the others wait for it."""
+    """Build the folder if it is absent; of several processes that want to, one does and the others wait for it."""
     if folder.is_dir():
         return
     try:

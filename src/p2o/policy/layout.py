@@ -115,7 +115,7 @@ def micro_batches(samples: Sequence[Sample], layout: str, token_budget: int, *, 
 
 
 def _share_prefixes(samples: Sequence[Sample], budget: int) -> list[_Tree]:
-    """One tree a distinct prompt; several where its branches together exceed the budget."""
+    """One tree per distinct prompt; several where its branches together exceed the budget."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         by_prompt.setdefault(sample.prompt, []).append(index)

@@ -49,7 +49,7 @@ def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
     unknown = [n for n in names if n not in valid]
     if unknown or not names:
         raise ModelError(
-            f"tuning.target_modules={names}: {unknown or 'nothing'} is no linear layer of this model; "
+            f"tuning.target_modules={names}: {unknown or 'nothing'} is not a linear layer of this model; "
             f"choose all-linear or some of {', '.join(sorted(valid))}"
         )
     return list(names)

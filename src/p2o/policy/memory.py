@@ -46,7 +46,7 @@ class DoesNotFitError(RuntimeError):
 
 @contextmanager
 def must_fit(batch: MicroBatch) -> Iterator[None]:
-    """Around the passes of one micro-batch: raises :class:`DoesNotFitError` where memory runs out in them."""
+    """Around the passes of one micro-batch: raises :class:`DoesNotFitError` if memory runs out in them."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -80,7 +80,7 @@ class TokenBudget:
     def fit(self, attempt: Callable[[int], T]) -> T:
         """What ``attempt(tokens)`` returns; as often as a micro-batch does not fit it is called again with fewer.
 
-        Raises :class:`OutOfMemoryError` where the micro-batch was a single sequence.
+        Raises :class:`OutOfMemoryError` if the micro-batch was a single sequence.
         """
         while True:
             try:

@@ -21,7 +21,7 @@ def lacks_bfloat16(cpuinfo: str) -> bool:
 
 
 def hint_at_precision(model: ModelConfig, device: str) -> None:
-    """A line where ``model.dtype=bfloat16`` is emulated on the CPU; nothing where nobody can tell."""
+    """A line where ``model.dtype=bfloat16`` is emulated on the CPU; nothing if nobody can tell."""
     cpuinfo = Path("/proc/cpuinfo")
     if device != "cpu" or model.dtype != "bfloat16" or not cpuinfo.is_file():
         return

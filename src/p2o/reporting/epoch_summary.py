@@ -43,7 +43,7 @@ class EpochSummary:
     evolved_k: int | None = None
     """The k of ``hard_plain_pass_at_k`` and ``evolved_pass_at_k``."""
     note: str = ""
-    """Why there was no evolution, where there was none."""
+    """Why there was no evolution, if there was none."""
 
 
 def epoch_summary(state: RunState, alternation: Alternation) -> EpochSummary:
@@ -95,7 +95,7 @@ def compared(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _mean_pass(counts: Sequence[tuple[int, int]], k: int) -> float | None:
-    """Mean Pass@k over questions with (rollouts, correct ones); None where one of them has fewer than k."""
+    """Mean Pass@k over questions with (rollouts, correct ones); None if one of them has fewer than k."""
     if not counts or min(n for n, _ in counts) < k:
         return None
     return fmean(pass_at_k(n, c, k) for n, c in counts)

@@ -63,7 +63,7 @@ class Example:
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     """Write the page of these runs to ``out``, in one step. Runs that differ in their seed alone are one curve.
 
-    Raises :class:`p2o.reporting.runs.ReportError` where a folder is no run's folder.
+    Raises :class:`p2o.reporting.runs.ReportError` if a folder is not a run's folder.
     """
     write_atomic(out, render([load_run(folder) for folder in run_dirs]))
 
@@ -243,7 +243,7 @@ def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
 
 
 def rate(value: Estimate | float | None) -> str:
-    """0.441, 0.441 ± 0.020, or a dash where nothing was measured."""
+    """0.441, 0.441 ± 0.020, or a dash if nothing was measured."""
     if value is None:
         return "–"
     if isinstance(value, Estimate):

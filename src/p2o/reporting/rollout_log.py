@@ -1,4 +1,4 @@
-"""Every rollout of a run on disk: appended round by round, one Parquet file an epoch in the end."""
+"""Every rollout of a run on disk: appended round by round, one Parquet file per epoch in the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
         ("version", pa.int32()),
     ]
 )
-"""One row a rollout. ``prompt_tokens`` and ``tokens`` are counts; ``answer`` is the gold one."""
+"""One row per rollout. ``prompt_tokens`` and ``tokens`` are counts; ``answer`` is the gold one."""
 
 ROWS_PER_BATCH = 4096
 

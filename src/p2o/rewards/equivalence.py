@@ -87,7 +87,7 @@ _LARGE_BINOMIAL = re.compile(r"binom(?=.{0,400}[0-9]{5})", re.DOTALL)
 
 
 def judge(answer: str, gold: str) -> Outcome:
-    """``CORRECT`` where ``answer`` is mathematically ``gold``; ``UNPARSEABLE`` where it is no usable expression.
+    """``CORRECT`` where ``answer`` is mathematically ``gold``; ``UNPARSEABLE`` if it is no usable expression.
 
     Runs math-verify in this process without a deadline: for text that a model wrote use
     :class:`~p2o.rewards.pool.GraderPool`. Raises nothing but :class:`MemoryError`.
@@ -200,7 +200,7 @@ def is_hostile(text: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Any | None:
-    """The SymPy expression of a normalised answer, unevaluated; None where it is not one."""
+    """The SymPy expression of a normalised answer, unevaluated; None if it is not one."""
     from latex2sympy2_extended import latex2sympy, normalize_latex
     from math_verify.grader import should_treat_as_complex
     from math_verify.parser import get_last_eq

@@ -127,7 +127,7 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def whole(text: str) -> str | None:
-    """All of the text, as it stands; nothing where it is blank."""
+    """All of the text, as it stands; nothing if it is blank."""
     return text if text.strip() else None
 
 

@@ -69,7 +69,7 @@ def unpack(value: Any) -> Any:
 
 
 def judge(answer: str, task: str, params: Mapping[str, Any], entry: Mapping[str, Any]) -> Outcome:
-    """``CORRECT`` where the task's scorer gives the full score, ``UNPARSEABLE`` where it cannot read the answer.
+    """``CORRECT`` if the task's scorer gives the full score, ``UNPARSEABLE`` if it cannot read the answer.
 
     Args:
         answer: the extracted answer.

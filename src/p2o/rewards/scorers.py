@@ -38,8 +38,8 @@ def load_function(name: str | None) -> Callable[[str, Problem], float]:
     """The function that a dotted name stands for.
 
     Raises:
-        ExtensionError: where it cannot be imported.
-        RewardError: where it cannot be called.
+        ExtensionError: if it cannot be imported.
+        RewardError: if it cannot be called.
     """
     function = load_object(str(name), "reward.function")
     if not callable(function):

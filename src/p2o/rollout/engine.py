@@ -23,28 +23,28 @@ class EngineError(RuntimeError):
 
 
 def refuse_stale(held: int, asked: int) -> None:
-    """Raise :class:`StalePolicyError` where an engine holds another version than the one that it is asked for."""
+    """Raise :class:`StalePolicyError` if an engine holds another version than the one that it is asked for."""
     if held != asked:
         raise StalePolicyError(f"the engine holds policy version {held}, not {asked}: call sync first")
 
 
-def refuse_lengths(longest: Lengths, context: int, mend: str) -> None:
-    """Raise :class:`EngineError` where a run may ask for more than the ``context`` tokens that an engine can hold;
-    ``mend`` says how to give it more."""
+def refuse_lengths(longest: Lengths, context: int, fix: str) -> None:
+    """Raise :class:`EngineError` if a run may ask for more than the ``context`` tokens that an engine can hold;
+    ``fix`` says how to give it more."""
     for keys, tokens in longest.items():
         if tokens > context:
             raise EngineError(
-                f"{keys} may come to {tokens} tokens, but the engine attends to {context}: lower them, or {mend}"
+                f"{keys} may come to {tokens} tokens, but the engine attends to {context}: lower them, or {fix}"
             )
 
 
-def refuse_long(prompts: Sequence[Prompt], sampling: SamplingParams, context: int, mend: str) -> None:
-    """Raise ``ValueError`` where a call asks for more than the ``context`` tokens that an engine can hold."""
+def refuse_long(prompts: Sequence[Prompt], sampling: SamplingParams, context: int, fix: str) -> None:
+    """Raise ``ValueError`` if a call asks for more than the ``context`` tokens that an engine can hold."""
     longest = max((len(p.tokens) for p in prompts), default=0)
     if longest + sampling.max_new_tokens > context:
         raise ValueError(
             f"{longest} prompt tokens and {sampling.max_new_tokens} new ones exceed the {context} tokens that the "
-            f"engine attends to: lower rollout.max_new_tokens, or {mend}"
+            f"engine attends to: lower rollout.max_new_tokens, or {fix}"
         )
 
 
@@ -72,7 +72,7 @@ class RolloutEngine(Protocol):
         reference: bool = False,
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
-        """One generation a prompt, in the order of ``prompts``. ``reference=True`` samples from π_init."""
+        """One generation per prompt, in the order of ``prompts``. ``reference=True`` samples from π_init."""
         ...
 
     def sleep(self) -> None:

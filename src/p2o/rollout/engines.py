@@ -14,8 +14,8 @@ from p2o.rollout.engine import Lengths, RolloutEngine
 def build_engine(config: Config | EvaluateConfig, policy: Policy, longest: Lengths | None = None) -> RolloutEngine:
     """The engine of ``config.rollout``; it holds no policy version until its first ``sync``.
 
-    Raises :class:`~p2o.rollout.engine.EngineError` where it needs what is not installed; here or at the first ``sync``
-    also where it cannot hold the ``longest`` sequences of the run.
+    Raises :class:`~p2o.rollout.engine.EngineError` if it needs what is not installed; here or at the first ``sync``
+    also if it cannot hold the ``longest`` sequences of the run.
     """
     rollout, run_dir = config.rollout, Path(config.run_dir)
     if isinstance(rollout, HfRollout):

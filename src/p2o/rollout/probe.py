@@ -41,11 +41,11 @@ class Scores:
     """An engine's answer: log-probs at temperature 1, and what it drew at ``TEMPERATURE``."""
 
     scored: tuple[float, ...]
-    """Of the probe's tokens from the second on, or where there is ``continued`` of that."""
+    """Of the probe's tokens from the second on; of ``continued``, if there is any."""
     drawn: tuple[int, ...]
     drawn_logprobs: tuple[float, ...]
     continued: tuple[int, ...] = ()
-    """What the engine drew behind the text at temperature 1, where it is not asked to score the text itself."""
+    """What the engine drew behind the text at temperature 1, if it is not asked to score the text itself."""
 
 
 class Probe:
@@ -59,7 +59,7 @@ class Probe:
     def check(self, scores: Scores, tolerance: float) -> float:
         """Mean |log-prob of the engine − log-prob of the trainer| over the probe's tokens.
 
-        Raises :class:`ProbeError` where it exceeds ``tolerance``, or where the drawn tokens' log-probs are nearer to
+        Raises :class:`ProbeError` if it exceeds ``tolerance``, or where the drawn tokens' log-probs are nearer to
         those before the temperature than to those after it.
         """
         first = len(self.tokens) - 1

@@ -52,7 +52,7 @@ class Sampler:
         version: int,
         progress: Progress | None = None,
     ) -> list[Rollout]:
-        """One graded rollout a request, in the order of ``requests``.
+        """One graded rollout per request, in the order of ``requests``.
 
         A prompt over the limit raises :class:`PromptTooLongError` with the problem's id before anything is
         generated. The ledger's tokens, rollouts and seconds of ``phase`` are booked here; what counts as a metric
@@ -102,7 +102,7 @@ class Sampler:
         version: int,
         reference: bool = True,
     ) -> list[Generation]:
-        """One reply a user message, by default of the reference model π_init; booked under reflection."""
+        """One reply per user message, by default of the reference model π_init; booked under reflection."""
         started = time.perf_counter()
         prompts = [Prompt(self.renderer.render_chat(text), seed) for text, seed in zip(texts, seeds, strict=True)]
         with timed("generate"):

@@ -107,7 +107,7 @@ class VllmServerEngine:
         """Write the adapter where the servers find it, have it loaded, and let them and the trainer score the probe.
 
         One server is enough; the others get it when they can be reached. Raises
-        :class:`~p2o.rollout.probe.ProbeError` where a server disagrees with the trainer, :class:`EngineError` where it
+        :class:`~p2o.rollout.probe.ProbeError` if a server disagrees with the trainer, :class:`EngineError` if it
         does not hold as long sequences as the run may need.
         """
         self._version = -1
@@ -246,7 +246,7 @@ class VllmServerEngine:
             await _first(done.wait(), give_up())
 
     async def _ready(self, server: Server) -> bool:
-        """Whether the server holds the adapter, which is loaded and probed where it did not."""
+        """Whether the server holds the adapter, which is loaded and probed if it did not."""
         assert self._adapter is not None
         name = self._adapter.name
         try:

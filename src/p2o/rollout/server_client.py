@@ -48,7 +48,7 @@ class Server:
         cards = reply.get("data") if isinstance(reply, dict) else None
         bases = [card for card in cards or () if card.get("parent") is None]
         if not bases or not bases[0].get("max_model_len"):
-            raise EngineError(f"{self.url} is no vLLM server: {START}")
+            raise EngineError(f"{self.url} is not a vLLM server: {START}")
         self.base, self.context = bases[0]["id"], int(bases[0]["max_model_len"])
         return frozenset(card["id"] for card in cards or () if card.get("parent") is not None)
 

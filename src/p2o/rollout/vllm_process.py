@@ -35,7 +35,7 @@ class EngineDiedError(Exception):
 class VllmProcess:
     """A running :mod:`p2o.rollout.vllm_worker`, in a session of its own so that it is killed with all its children.
 
-    ``log`` receives what vLLM prints. Raises :class:`EngineDiedError` where it does not come up within ``start_s``.
+    ``log`` receives what vLLM prints. Raises :class:`EngineDiedError` if it does not come up within ``start_s``.
     """
 
     def __init__(self, options: Mapping[str, Any], device: torch.device, log: Path, start_s: float) -> None:

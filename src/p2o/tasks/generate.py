@@ -16,7 +16,7 @@ from p2o.tasks.problem_set import DataError, DataReport, Sieve, question_id
 from p2o.types import Problem, derive_seed
 
 OVERDRAW = 10
-"""Small tasks repeat themselves: at most so many times the wanted questions are drawn to find distinct ones."""
+"""Small tasks repeat themselves: at most that many times the wanted questions are drawn to find distinct ones."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One's own file: a JSON object a line."""
+"""One's own file: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from p2o.types import Problem, derive_seed
 
 
 def load(data: JsonlData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
-    """(training, held-out) rows of ``path``, the held-out ones from ``val_path`` where it is given.
+    """(training, held-out) rows of ``path``, the held-out ones from ``val_path`` if it is given.
 
     Which rows, and in what order, follows from ``data.seed`` alone. Raises :class:`~p2o.tasks.DataError` for a file
     or column that is not there and for sizes that the file does not have.
@@ -53,7 +53,7 @@ def read(name: str, key: str, columns: ColumnsConfig) -> Iterator[Row]:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"{key}={name} is no file: give {key}=<a .jsonl file>")
+        raise DataError(f"{key}={name} is not a file: give {key}=<a .jsonl file>")
     first = True
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

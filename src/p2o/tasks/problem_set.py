@@ -15,7 +15,7 @@ SHOWN = 200
 
 
 class DataError(ValueError):
-    """The data cannot be used; the message names the file or key and the mend."""
+    """The data cannot be used; the message names the file or key and the fix."""
 
 
 @dataclass(frozen=True, slots=True)

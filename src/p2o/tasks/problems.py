@@ -18,7 +18,7 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
     Rows that cannot be used are reported and left out, or refused where ``data.strict``.
 
     Raises:
-        DataError: for a source that is missing or of the wrong form, and where nothing usable is left.
+        DataError: for a source that is missing or of the wrong form, and if nothing usable is left.
         RewardError, ExtensionError: for a reward that cannot work.
     """
     report = DataReport(source=data.factory if isinstance(data, CustomData) else data.kind)

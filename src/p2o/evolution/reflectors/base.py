@@ -11,7 +11,7 @@ from p2o.types import Outcome
 
 
 class ReflectorError(ValueError):
-    """A reflector cannot work as configured. One line that names the key and the mend."""
+    """A reflector cannot work as configured. One line that names the key and the fix."""
 
 
 class UnreachableError(ReflectorError):
@@ -62,12 +62,12 @@ class Reflector(Protocol):
     """How often each kind of failure occurred in this process, retries included."""
 
     def check(self) -> None:
-        """Raise :class:`ReflectorError` where something needed is missing. Cheap: it comes before a model is loaded.
+        """Raise :class:`ReflectorError` if something needed is missing. Cheap: it comes before a model is loaded.
 
         A run that is continued goes on at an :class:`UnreachableError`, as it does where a teacher leaves it halfway.
         """
         ...
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One reflection a job, in order. A job that fails says so in its reflection and spoils no other."""
+        """One reflection per job, in order. A job that fails says so in its reflection and spoils no other."""
         ...

@@ -21,13 +21,13 @@ KINDS = {
 """The kinds of failure that a strategy can speak to."""
 
 FEW_WORDS = 10
-"""A response of at most so many words holds no working."""
+"""A response of at most that many words holds no working."""
 
 FINAL_ANSWER = re.compile(r"\\boxed\s*\{([^{}]*)\}|\banswer\s*(?:is|:)\s*\**\s*([^\s*,;]+)", re.IGNORECASE)
 
 
 def diagnose(example: Feedback) -> tuple[str, ...]:
-    """The kinds of failure of one response, in the order of :data:`KINDS`; empty where it was solved."""
+    """The kinds of failure of one response, in the order of :data:`KINDS`; empty if it was solved."""
     if example.solved:
         return ()
     words = example.response.split()

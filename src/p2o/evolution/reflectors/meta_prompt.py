@@ -54,7 +54,7 @@ INFO_STRING = re.compile(r"[ \t]*[A-Za-z0-9_+-]*[ \t]*")
 
 
 def render(job: ReflectionJob, max_template_tokens: int, budget: int, count_tokens: Callable[[str], int]) -> str | None:
-    """The meta prompt of ``job`` in at most ``budget`` tokens; None where not even one example fits.
+    """The meta prompt of ``job`` in at most ``budget`` tokens; None if not even one example fits.
 
     Responses are shortened first, in the middle, where they say least about how they begin and end; then examples
     are left out. A question is never cut.

@@ -38,7 +38,7 @@ class ReferenceReflector:
         """Nothing can be missing: the reference model is the policy's own."""
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One reflection a job; ``too_long`` where not even one example fits ``max_prompt_tokens``.
+        """One reflection per job; ``too_long`` where not even one example fits ``max_prompt_tokens``.
 
         Errors of the engine are no failures of a job: they propagate.
         """

@@ -94,7 +94,7 @@ class StrategiesReflector:
         """Nothing can be missing: the library was read when it was loaded."""
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One instruction a job, drawn with the job's own seed; ``no_strategy`` where none applies."""
+        """One instruction a job, drawn with the job's own seed; ``no_strategy`` if none applies."""
         self.ledger.add(Phase.REFLECTION, reflection_calls=len(jobs))
         reflections = [self._reflect(job) for job in jobs]
         self.failures.update(reflection.error for reflection in reflections if reflection.error)

@@ -32,7 +32,7 @@ SIMILAR_ROWS = 4
 """On a CPU a step with a new number of rows waits for its kernels to be compiled (7 of 105 ms). Padded to a multiple of
 this, most steps have a number that was there before."""
 
-MEND = "take a model that attends to more"
+FIX = "take a model that attends to more"
 
 
 class HfEngine:
@@ -46,7 +46,7 @@ class HfEngine:
         self.policy = policy
         self.config = config
         self.context = context_length(policy)
-        refuse_lengths(longest or {}, self.context, MEND)
+        refuse_lengths(longest or {}, self.context, FIX)
         self.stop_ids = stop_token_ids(policy)
         self._version = -1
         self._twin: Twin | None = None
@@ -73,14 +73,14 @@ class HfEngine:
         on_finish: OnFinish | None = None,
     ) -> list[Generation]:
         refuse_stale(self._version, version)
-        refuse_long(prompts, sampling, self.context, MEND)
+        refuse_long(prompts, sampling, self.context, FIX)
         if not prompts:
             return []
         decode = _Decode(self._twin_of(reference), self, prompts, sampling, on_finish)
         return decode.run()
 
     def sleep(self) -> None:
-        """The twin is of no use once the policy moves on; the next sync makes another."""
+        """The twin is useless once the policy moves on; the next sync makes another."""
         self._twin = None
         self._version = -1
 

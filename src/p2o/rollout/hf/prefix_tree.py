@@ -39,7 +39,7 @@ class PrefixTree:
         return path
 
     def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive mask [1, 1, N, N]: 0 for ancestors and self, −inf elsewhere. None where plain causality says it."""
+        """Additive mask [1, 1, N, N]: 0 for ancestors and self, −inf elsewhere. None if plain causality says it."""
         if all(parent == node - 1 for node, parent in enumerate(self._parents)):
             return None
         visible_NN = torch.eye(len(self), dtype=torch.bool)

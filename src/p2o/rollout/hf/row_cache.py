@@ -150,7 +150,7 @@ def row_attention(
     """Attention without repeated keys: query [R, H, T, D], key and value [R, G, T', D] to [R, T, H, D].
 
     A decode step has one query a head; the queries of a key head become the rows of one product, which took half of
-    the time of torch's fused kernel on the CPU. Any other pass is the prefill of a tree, causal where it has no mask.
+    the time of torch's fused kernel on the CPU. Any other pass is the prefill of a tree, causal if it has no mask.
     """
     rows, heads, length, size = query.shape
     query = query.to(key.dtype)

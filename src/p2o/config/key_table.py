@@ -1,4 +1,4 @@
-"""``docs/configuration.md``, made from the schema: ``python -m p2o.config.reference > docs/configuration.md``."""
+"""``docs/configuration.md``, made from the schema: ``python -m p2o.config.key_table > docs/configuration.md``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2o.config.schema import SCHEMAS, Config
 
 _HEADER = """# Every key of the configuration
 
-Made from `src/p2o/config` by `python -m p2o.config.reference > docs/configuration.md`.
+Made from `src/p2o/config` by `python -m p2o.config.key_table > docs/configuration.md`.
 
 The default is that of the schema; a file of `conf/` says what its choice changes, and `--cfg job` prints what a command
 would run. A key without a default is set by a choice, or by you. *Identity*: another value makes another run, and a

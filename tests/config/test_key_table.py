@@ -7,13 +7,13 @@ from pathlib import Path
 
 from p2o.config import Config, EvaluateConfig
 from p2o.config.key import is_node, keys
-from p2o.config.reference import render
+from p2o.config.key_table import render
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 
 
 def test_the_committed_page_is_current() -> None:
-    assert PAGE.read_text() == render(), "python -m p2o.config.reference > docs/configuration.md"
+    assert PAGE.read_text() == render(), "python -m p2o.config.key_table > docs/configuration.md"
 
 
 def test_every_key_is_on_the_page_with_a_meaning() -> None:
