@@ -58,16 +58,14 @@ def make_plan(config: Config) -> Plan:
         size = model_size(config.model, config.tuning, fused_lora=config.policy.fused_lora)
     except ModelError as error:
         notes.append(f"the model's size is not known, a folder with its config.json is enough: {error}")
-    renderer = _renderer(config, notes)
-    questions, problems = _questions(config, size.context if size else None, renderer, notes)
+    questions, problems, renderer = _questions(config, size.context if size else None, notes)
     counts, capacity, pace, parts = count(config, questions), _capacity(config), None, []
     if size is not None:
         parts = [*memory(config, size, questions, capacity[config.trainer.accelerator]), *disk(config, size, counts)]
-    notes += _warnings(config, questions, counts, size)
-    notes += (too_little := list(_too_little(parts, capacity)))
-    small = size is not None and size.parameters <= LARGEST and not too_little
+    warnings = [*_warnings(config, questions, counts, size), *_too_little(parts, capacity)]
+    fits = size is not None and size.parameters <= LARGEST and peak(parts, "cpu") <= (capacity["cpu"] or 0)
     on_cpu = config.trainer.accelerator == "cpu" and isinstance(config.rollout, HfRollout)
-    if small and on_cpu and renderer is not None and questions.exact:
+    if fits and on_cpu and renderer is not None:
         pace = measure(config, problems, renderer)
     else:
         notes.append(
@@ -75,7 +73,7 @@ def make_plan(config: Config) -> Plan:
             f"machine, fit and have at most {LARGEST:,} parameters. Measure a few rounds on the machine you plan for: "
             "the rounds above times time/rollout + time/update of metrics.jsonl, and the prompt phases"
         )
-    return Plan(config, questions, counts, size, parts, capacity, pace, notes)
+    return Plan(config, questions, counts, size, parts, capacity, pace, [*notes, *warnings])
 
 
 def _renderer(config: Config, notes: list[str]) -> PromptRenderer | None:
@@ -92,8 +90,8 @@ def _renderer(config: Config, notes: list[str]) -> PromptRenderer | None:
 
 
 def _questions(
-    config: Config, context: int | None, renderer: PromptRenderer | None, notes: list[str]
-) -> tuple[Questions, Sequence[Problem]]:
+    config: Config, context: int | None, notes: list[str]
+) -> tuple[Questions, Sequence[Problem], PromptRenderer | None]:
     """Counted on the data itself if reading it costs nothing, else as configured."""
     limit = config.rollout.max_prompt_tokens - config.gepa.max_template_tokens
     data = config.data
@@ -104,14 +102,15 @@ def _questions(
         )
         if data.train_size is None:
             notes.append("data.train_size is not set: the plan counts one round per epoch; set it")
-        return Questions(data.train_size or config.policy.questions_per_round, data.val_size or 0, limit, False), ()
-    problems = load_problems(config.data, config.reward)
+        train_size, val_size = data.train_size or config.policy.questions_per_round, data.val_size or 0
+        return Questions(train_size, val_size, limit, exact=False), (), None
+    problems, renderer = load_problems(config.data, config.reward), _renderer(config, notes)
     if renderer is None:
-        return Questions(len(problems.train), len(problems.val), limit, False), problems.train
+        return Questions(len(problems.train), len(problems.val), limit, False), problems.train, None
     train = within_context(problems.train, renderer, context, config, "training")
     val = within_context(problems.val, renderer, context, config, "validation")
     longest = max(renderer.length(problem.question) for problem in (*train, *val))
-    return Questions(len(train), len(val), longest, True), train
+    return Questions(len(train), len(val), longest, True), train, renderer
 
 
 def _capacity(config: Config) -> dict[str, int | None]:
@@ -119,7 +118,7 @@ def _capacity(config: Config) -> dict[str, int | None]:
     return {
         "gpu": torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None,
         "cpu": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "disk": shutil.disk_usage(next(folder for folder in run_dir.parents if folder.is_dir())).free,
+        "disk": shutil.disk_usage(next(folder for folder in (run_dir, *run_dir.parents) if folder.is_dir())).free,
     }
 
 

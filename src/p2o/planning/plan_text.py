@@ -92,7 +92,8 @@ def render_sweep(plans: Mapping[str, tuple[int, Plan]]) -> str:
     number = sum(runs for runs, _ in plans.values())
     rows.append(["total", *_cells(number, total, ["", ""])])  # how many run at a time is up to the launcher
     notes = (
-        note if len(concerned) == len(plans) else f"({', '.join(concerned)}) {note}" for note, concerned in told.items()
+        note if len(concerned) == len(plans) else f"({', '.join(concerned)}) {note}"
+        for note, concerned in sorted(told.items(), key=lambda item: item[0].startswith("WARNING"))
     )
     return "\n".join(
         [
