@@ -4,7 +4,7 @@ With folders of runs it first takes all runs below them that have ended into ``r
 ``epochs.csv`` (a row an epoch), where rows of other runs stay; without, it goes by those files. Then it writes
 ``figures/*.svg`` and the table in ``README.md`` between the lines ``<!-- table -->`` and ``<!-- end of table -->``.
 ``--axis`` names a configuration key that the study varies beside experiment and seed; the table is of its most frequent
-value, a figure of all.
+value, a figure of all. The figures take matplotlib: ``pip install -e '.[figures]'``.
 
 Accuracies are on plain held-out questions. Tokens are those of both phases, validation excluded: every variant pays the
 same for it. Intervals are 95 % of Student's t over the seeds.

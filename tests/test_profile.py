@@ -26,7 +26,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 def test_off_it_is_one_shared_context(policy: Policy) -> None:
     assert timed("decode", layers=3) is timed("sync")
-    with profiling(policy, enabled=False) as profile:
+    with profiling(policy.causal_lm, policy.dtype, enabled=False) as profile:
         assert profile is None
         assert timed("decode") is timed("sync")
 
@@ -35,7 +35,7 @@ def test_an_inner_phase_is_not_counted_in_the_outer_one(policy: Policy, monkeypa
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(profile_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(profile_module, "matrix_peak", lambda *_: 1.0)
-    with profiling(policy) as profile:
+    with profiling(policy.causal_lm, policy.dtype) as profile:
         assert profile is not None
         with timed("outer"):
             clock.now += 4.0
@@ -61,7 +61,7 @@ def test_a_step_is_counted_token_by_token(policy: Policy, caplog: pytest.LogCapt
     head = lm.get_output_embeddings().weight.numel()
     engine = HfEngine(policy, HfRollout())
     prompt = (5, 6, 7, 8)
-    with profiling(policy) as profile, caplog.at_level(logging.INFO, "p2o"):
+    with profiling(policy.causal_lm, policy.dtype) as profile, caplog.at_level(logging.INFO, "p2o"):
         assert profile is not None
         engine.sync(0)
         made = engine.generate([Prompt(prompt, k) for k in range(4)], SamplingParams(1.0, 6), version=0)
@@ -97,7 +97,7 @@ def test_a_step_is_counted_token_by_token(policy: Policy, caplog: pytest.LogCapt
 
 def test_tokens_of_another_process_are_counted_without_arithmetic(policy: Policy) -> None:
     count(1)  # off, it does nothing
-    with profiling(policy) as profile:
+    with profiling(policy.causal_lm, policy.dtype) as profile:
         assert profile is not None
         with timed("generate"):
             count(5)
@@ -112,8 +112,8 @@ def test_the_device_is_that_on_which_the_work_is_done(policy: Policy, monkeypatc
     """A trainer moves the policy to its GPU after the profile has begun."""
     measured: list[torch.device] = []
     monkeypatch.setattr(profile_module, "matrix_peak", lambda _, device: measured.append(device) or 1.0)
-    with profiling(policy), monkeypatch.context() as patch:
-        patch.setattr(Policy, "device", torch.device("meta"))
+    with profiling(policy.causal_lm, policy.dtype), monkeypatch.context() as patch:
+        patch.setattr(type(policy.causal_lm), "device", torch.device("meta"))
         with timed("sync"):
             pass
     assert set(measured) == {torch.device("meta")}
@@ -121,7 +121,7 @@ def test_the_device_is_that_on_which_the_work_is_done(policy: Policy, monkeypatc
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux alone")
 def test_memory_is_that_of_the_phase(policy: Policy) -> None:
-    with profiling(policy) as profile:
+    with profiling(policy.causal_lm, policy.dtype) as profile:
         assert profile is not None
         with timed("large"):
             large = torch.ones(64, 2**20)

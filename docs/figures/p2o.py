@@ -1,4 +1,7 @@
-"""Draws docs/figures/p2o.svg: the alternating maximisation in one picture. Run: python docs/figures/p2o.py"""
+"""Draws docs/figures/p2o.svg: the alternating maximisation in one picture. Run: python docs/figures/p2o.py
+
+It takes matplotlib: ``pip install -e '.[figures]'``.
+"""
 
 from __future__ import annotations
 

@@ -16,10 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 log = logging.getLogger(__name__)
 
@@ -42,36 +45,20 @@ class Cost:
     peak_bytes: int = 0
 
 
-class Profiled(Protocol):
-    """What is read of a policy, see :class:`p2o.policy.model.Policy`."""
-
-    dtype: torch.dtype
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def lora(self) -> bool: ...
-
-    @property
-    def causal_lm(self) -> Any: ...
-
-    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]: ...
-
-
 class Profile:
-    """Costs by phase since the last :meth:`table`, of the work of one ``policy``."""
+    """Costs by phase since the last :meth:`table`, of the work of one model with arithmetic in ``dtype``."""
 
-    def __init__(self, policy: Profiled) -> None:
-        self._policy = policy
-        weight, _ = policy.head()
-        backbone = getattr(policy.causal_lm, policy.causal_lm.base_model_prefix)
-        self._head = 2.0 * weight.numel()
+    def __init__(self, lm: PreTrainedModel, dtype: torch.dtype) -> None:
+        self._lm = lm
+        self._dtype = dtype
+        modules = dict(getattr(lm, lm.base_model_prefix).named_modules())
+        self._head = 2.0 * lm.get_output_embeddings().weight.numel()
         self._layers = 2.0 * sum(
             module.weight.numel()
-            for name, module in backbone.named_modules()
+            for name, module in modules.items()
             if isinstance(module, nn.Linear) and ".lora_" not in name
         )
+        self._lora = any(".lora_" in name for name in modules)
         self._device: torch.device | None = None
         self._matrix_peak = 0.0
         self._stack = [OTHER]
@@ -97,7 +84,7 @@ class Profile:
     def table(self, title: str) -> str:
         """The costs as text; the count begins anew."""
         self._lap()
-        total, dtype = sum(cost.seconds for cost in self.costs.values()), str(self._policy.dtype).removeprefix("torch.")
+        total, dtype = sum(cost.seconds for cost in self.costs.values()), str(self._dtype).removeprefix("torch.")
         lines = [
             f"profile of {title}: {total:.2f} s; matrix peak: {dtype} {self._matrix_peak / 1e9:,.0f} GFLOP/s",
             "phase       seconds  share  calls   tokens  tokens/s  of peak    memory",
@@ -122,11 +109,11 @@ class Profile:
     def _lap(self) -> None:
         """Book what has passed since the last lap under the phase that we are in.
 
-        The first lap finds out where the policy is: a trainer moves it there after the profile has begun.
+        The first lap finds out where the model is: a trainer moves it there after the profile has begun.
         """
         if self._device is None:
-            self._device = self._policy.device
-            self._matrix_peak = matrix_peak(self._policy.dtype, self._device)
+            self._device = self._lm.device
+            self._matrix_peak = matrix_peak(self._dtype, self._device)
             self._begin()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
@@ -141,7 +128,7 @@ class Profile:
         if name == "forward":
             return layers * self._layers + 2 * head * self._head
         if name == "backward":
-            return layers * self._layers if self._policy.lora else 2 * (layers * self._layers + head * self._head)
+            return layers * self._layers if self._lora else 2 * (layers * self._layers + head * self._head)
         return layers * self._layers + head * self._head
 
 
@@ -173,10 +160,10 @@ def report(title: str) -> None:
 
 
 @contextmanager
-def profiling(policy: Profiled, *, enabled: bool = True) -> Iterator[Profile | None]:
-    """Profile what is done in the block."""
+def profiling(lm: PreTrainedModel, dtype: torch.dtype, *, enabled: bool = True) -> Iterator[Profile | None]:
+    """Profile what is done with ``lm`` in the block."""
     global _active
-    _active = Profile(policy) if enabled else None
+    _active = Profile(lm, dtype) if enabled else None
     try:
         yield _active
     finally:

@@ -110,12 +110,15 @@ def test_a_plan_is_what_a_run_counts(more: tuple[str, ...], configure: Callable[
 
 
 @pytest.mark.parametrize("tuning", [LoraTuning(learning_rate=1e-4), FullTuning(learning_rate=1e-5)])
-@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize(("architecture", "lean"), [("qwen3", True), ("llama", True), ("llama", False)])
 def test_sizes_are_those_of_the_loaded_model(
-    architecture: str, tuning: LoraTuning | FullTuning, tmp_path: Path
+    architecture: str, lean: bool, tuning: LoraTuning | FullTuning, tmp_path: Path
 ) -> None:
-    model = RandomModel(path=str(tmp_path / "model"), architecture=architecture, layers=5, dtype="bfloat16")
-    size, policy = model_size(model, tuning), load_policy(model, tuning, seed=0)
+    """With the layers and the adapter that keep less, and without."""
+    path = str(tmp_path / "model")
+    model = RandomModel(path=path, architecture=architecture, layers=5, dtype="bfloat16", lean_layers=lean)
+    size = model_size(model, tuning, fused_lora=lean)
+    policy = load_policy(model, tuning, seed=0, fused_lora=lean)
     assert size.parameters == sum(p.numel() for p in policy.module.parameters())
     assert size.trainable == sum(p.numel() for p in policy.trainable.values())
     kept = kept_by_a_real_pass(policy, 96) - kept_by_a_real_pass(policy, 48)

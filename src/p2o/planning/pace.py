@@ -61,7 +61,7 @@ class _Alternating:
 def measure(config: Config, problems: Sequence[Problem], renderer: PromptRenderer) -> Pace:
     """Generate and update once; takes ``rollout=hf`` on a CPU."""
     assert isinstance(config.rollout, HfRollout)
-    policy = load_policy(config.model, config.tuning, seed=config.seed)
+    policy = load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
     engine, k = HfEngine(policy, config.rollout), config.policy.rollouts
     sampler = Sampler(engine, renderer, _Alternating(), Ledger())
     asked = rounds_of_epoch(problems, config, 0)[0][: max(1, ROLLOUTS // k)]

@@ -55,7 +55,7 @@ def make_plan(config: Config) -> Plan:
     notes: list[str] = []
     size: ModelSize | None = None
     try:
-        size = model_size(config.model, config.tuning)
+        size = model_size(config.model, config.tuning, fused_lora=config.policy.fused_lora)
     except ModelError as error:
         notes.append(f"the model's size is not known, a folder with its config.json is enough: {error}")
     renderer = _renderer(config, notes)

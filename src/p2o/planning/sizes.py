@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from p2o.config.schema import CustomModel, LoraTuning, ModelConfig, TuningConfig
 from p2o.policy.builders import ModelError, folder_of, load_shape
 from p2o.policy.lean import keep_less
-from p2o.policy.lora import with_adapter
+from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.model import DTYPES
 
 QWEN3_4B = Qwen3Config(
@@ -57,12 +57,15 @@ class ModelSize:
         return self.parameters - self.trainable
 
 
-def model_size(model: ModelConfig, tuning: TuningConfig) -> ModelSize:
-    """Raises :class:`ModelError` if the model's config.json cannot be read, with the fix."""
+def model_size(model: ModelConfig, tuning: TuningConfig, *, fused_lora: bool = True) -> ModelSize:
+    """The size with the adapter fused or not (``policy.fused_lora``).
+
+    Raises :class:`ModelError` if the model's config.json cannot be read, with the fix.
+    """
     shape = read_shape(model)
     text = shape.get_text_config()
-    trained = _on_meta(shape, model, tuning)
-    one, two = (_kept_per_token(shape, model, tuning, layers) for layers in (1, 2))
+    trained = _on_meta(shape, model, tuning, fused_lora)
+    one, two = (_kept_per_token(shape, model, tuning, fused_lora, layers) for layers in (1, 2))
     head = cast(nn.Linear, trained.get_output_embeddings()).weight
     layer = two - one
     if model.gradient_checkpointing:  # only its input is kept, except of the layer that is computed again
@@ -93,7 +96,7 @@ def read_shape(model: ModelConfig) -> PreTrainedConfig:
     return load_shape(model)
 
 
-def _on_meta(shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig) -> PreTrainedModel:
+def _on_meta(shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig, fused_lora: bool) -> PreTrainedModel:
     """The model as :func:`~p2o.policy.model.load_policy` makes it, with the adapter's layers if it has one."""
     lora = isinstance(tuning, LoraTuning)
     with torch.device("meta"):
@@ -103,20 +106,26 @@ def _on_meta(shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig) 
             attn_implementation=model.attn_implementation,
             trust_remote_code=model.trust_remote_code,
         )
-        keep_less(lm)
-        if isinstance(tuning, LoraTuning):
-            return cast(PreTrainedModel, with_adapter(lm, model, tuning, seed=0).get_base_model())
-        return lm
+        if model.lean_layers:
+            keep_less(lm)
+        if not isinstance(tuning, LoraTuning):
+            return lm
+        module = with_adapter(lm, model, tuning, seed=0)
+        if fused_lora:
+            fuse_adapter(module)
+        return cast(PreTrainedModel, module.get_base_model())
 
 
-def _kept_per_token(shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig, layers: int) -> float:
+def _kept_per_token(
+    shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig, fused_lora: bool, layers: int
+) -> float:
     """Bytes that a pass through the first ``layers`` layers keeps for each token."""
     shape = copy.deepcopy(shape)
     text = shape.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
-    lm = _on_meta(shape, model, tuning)
+    lm = _on_meta(shape, model, tuning, fused_lora)
     with FakeTensorMode(allow_non_fake_inputs=True):
         lm.to_empty(device="cpu")  # autocast treats fake CPU tensors as it treats real ones
         short, long = (_kept(lm, tokens, DTYPES[model.dtype]) for tokens in TOKENS)
