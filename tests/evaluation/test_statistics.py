@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from p2o.evaluation.protocol import Protocol, protocol_for
-from p2o.evaluation.statistics import Resampling, compare, mean_interval, pass_at_k
+from p2o.evaluation.statistics import Resampling, compare, mean_interval
+from p2o.reporting.epoch_summary import pass_at_k
 
 HOW = Resampling(confidence=0.95, resamples=2000, seed=3)
 
