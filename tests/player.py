@@ -57,7 +57,7 @@ def build_group(
 
 def build_scored(*args: Any, **kwargs: Any) -> GroupAdvantages:
     """The group of :func:`build_group` with its advantages."""
-    return group_advantages(build_group(*args, **kwargs), scale_by_std=True, baseline="group")
+    return group_advantages(build_group(*args, **kwargs), scale_by_std=False, baseline="group")
 
 
 def build_evolution(epoch: int) -> tuple[Evolution, Assignment]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from p2o.config import load_config
 from p2o.launcher import available_gib
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CHOICES = sorted(path.stem for path in (ROOT / "conf" / "experiment" / "choice").glob("*.yaml"))
 SWEEP = """\
 defaults:

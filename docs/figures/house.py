@@ -16,6 +16,9 @@ from test_house import FILES, LEVELS, lines_of_code, room  # noqa: E402
 
 PURPOSE = {
     "run": "the commands: parse, compose, call",
+    "launcher": "sweeps: one process per job; unknown keys and exit codes",
+    "launch": "errors in one line, exit codes",
+    "environment": "what a run ran on; its folder, for one process at a time",
     "job": "from a configuration to a finished run",
     "evaluation": "benchmark sets, statistics, table",
     "planning": "debug=plan: size, memory, cost",

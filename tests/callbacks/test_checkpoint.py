@@ -117,7 +117,7 @@ def test_a_truncated_file_is_named(kept: int, tmp_path: Path) -> None:
 def test_a_foreign_file_is_refused_unopened(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"something": "else"}, path)
-    with pytest.raises(CheckpointError, match="no p2o checkpoint"):
+    with pytest.raises(CheckpointError, match="not a p2o checkpoint"):
         read_checkpoint(path)
     torch.save({"format": 1, "state": _Bomb()}, path)
     with pytest.raises(CheckpointError, match="cannot be read"):

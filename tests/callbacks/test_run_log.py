@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from p2o import json_lines
 from p2o.algorithm.state import RunState, Stage
+from p2o.callbacks.growing_files import file_sizes, rewind_files
 from p2o.callbacks.run_log import RunLog
 from p2o.config import Config
 from p2o.environment import record_overrides
@@ -130,10 +131,12 @@ def test_a_resumed_run_leaves_what_an_uninterrupted_one_leaves(
         run.epoch(evolve=True)
         if name == "resumed":
             run.round()
-            saved = run.state.to_json()
+            run.logger.experiment.flush()
+            saved, sizes = run.state.to_json(), file_sizes(run.run_dir)
             run.epoch(evolve=True)
             run.round()
             run.logger.experiment.close()
+            rewind_files(run.run_dir, sizes)
             run = play(config, RunState.from_json(saved))
         run.epoch()
         folder = run.finish()

@@ -24,6 +24,8 @@ CONF = Path(__file__).parents[2] / "conf"
 APPENDED = {"experiment", "scale"}
 NO_GROUPS = {"hydra", "__pycache__", "benchmarks"}
 """``benchmarks`` belongs to another primary configuration."""
+FREE = {"callbacks", "logger"}
+"""Mappings from any name to a ``_target_``."""
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NO_GROUPS)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [choice for group, choice in CHOICES if group == "experiment"]
@@ -185,7 +187,7 @@ def test_the_rate_at_paper_scale_is_that_of_the_tuning(
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}.typo=1" for group in GROUPS if group not in APPENDED | {"debug"}] + ["typo=1", "budget.typo=1"],
+    [f"{group}.typo=1" for group in GROUPS if group not in APPENDED | FREE | {"debug"}] + ["typo=1", "budget.typo=1"],
 )
 def test_a_typo_fails_and_names_the_key(override: str, compose_tree: Callable[..., DictConfig]) -> None:
     key = override.split("=")[0]

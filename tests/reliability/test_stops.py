@@ -111,20 +111,21 @@ def test_other_threads_may_go_on_and_the_run_says_what_that_means(driver: Driver
     assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.platform["threads"] == "1"
 
 
-def test_a_signal_waits_for_what_is_deferred() -> None:
+def test_a_signal_waits_while_it_is_deferred() -> None:
     stop, done = Stop(), []
     before = signal.getsignal(signal.SIGTERM)
 
     def work() -> None:
         with stop.on_signals():
-            with stop.deferred():
-                os.kill(os.getpid(), signal.SIGTERM)
-                done.append("the block")
+            stop.deferred = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("what is deferred for")
+            stop.check()
             done.append("what follows")
 
     with pytest.raises(Stopped) as caught:
         work()
-    assert (caught.value.exit_code, done) == (143, ["the block"])
+    assert (caught.value.exit_code, done) == (143, ["what is deferred for"])
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -132,7 +133,8 @@ def test_a_second_signal_does_not_wait() -> None:
     stop, done = Stop(), []
 
     def work() -> None:
-        with stop.on_signals(), stop.deferred():
+        with stop.on_signals():
+            stop.deferred = True
             os.kill(os.getpid(), signal.SIGINT)
             done.append("after the first")
             os.kill(os.getpid(), signal.SIGINT)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from p2o.rollout.decoding import uniforms
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -18,6 +17,7 @@ from p2o.policy.model import Policy, load_policy
 from p2o.rollout.engine import StalePolicyError
 from p2o.rollout.hf.decoding_model import _Apart, _Joint, _weights
 from p2o.rollout.hf.hf_engine import HfEngine
+from p2o.rollout.hf.token_sampling import uniforms
 from p2o.types import Generation, Prompt, SamplingParams
 
 LENGTHS = (5, 1, 40, 17, 17, 2, 33, 40)

@@ -176,8 +176,8 @@ def policy_step(
                 loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
                 with timed("backward", **size):
                     hooks.backward(loss)
-            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
             fault_point("a micro-batch")
+            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
         if not batches and hooks.reduce is not None:  # a rank without live groups learns what the others will sum
             empty = torch.empty(0)
             _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)

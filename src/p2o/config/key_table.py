@@ -62,7 +62,7 @@ def _sections(title: str, root: type, seen: set[str]) -> Iterator[str]:
             for kind, choice in SCHEMAS.get(name, {}).items():
                 if choice is not base:
                     yield from _section(f"### `{name}`: {kind}", choice, _rows(choice, f"{name}.", base))
-    seen |= nodes.keys()
+    seen.update(nodes)
 
 
 def _section(title: str, node: type, rows: Iterator[str]) -> Iterator[str]:
