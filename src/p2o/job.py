@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from p2o.algorithm.losses import preset
 from p2o.algorithm.module import P2OModule
@@ -33,9 +34,11 @@ from p2o.environment import platform_of, record_environment, record_overrides, w
 from p2o.evolution.reflectors import Reflector, UnreachableError, build_reflector
 from p2o.extensions import load_object
 from p2o.faults import fault_point
-from p2o.logs import log_to, quiet_libraries
+from p2o.logs import log_to, quiet_libraries, silent
 from p2o.policy.model import load_policy
+from p2o.processes import joined
 from p2o.profile import profiling
+from p2o.ranks import Ranks
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
 from p2o.rollout.hf.hf_engine import context_length
@@ -67,26 +70,29 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
     ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the fix.
     """
-    with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
-        return _train(config, run_dir, stop or Stop(), overrides)
+    stop = stop or Stop()
+    with joined(config.trainer, stop) as ranks, ExitStack() as held:
+        run_dir = ranks.from_first(lambda: held.enter_context(run_folder(config)))
+        held.enter_context(log_to(run_dir / "log.txt") if ranks.is_first else silent())
+        return _train(config, run_dir, stop, overrides, ranks)
 
 
-def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) -> RunResult:
+def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], ranks: Ranks) -> RunResult:
     quiet_libraries()
     store = CheckpointStore(run_dir / "checkpoints", digest(to_plain(config)))
-    checkpoint = store.load()
+    checkpoint = ranks.in_turn(store.load)
     state = checkpoint.state if checkpoint is not None else RunState()
     if state.stage is Stage.DONE:
         return RunResult(run_dir, state, already_done=True)
-    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
-    record_environment(run_dir)
-    record_overrides(run_dir, overrides)
+    torch.set_num_threads(config.trainer.threads or max(1, (os.cpu_count() or 1) // ranks.local_size))
+    ranks.from_first(lambda: record_environment(run_dir))
+    ranks.from_first(lambda: record_overrides(run_dir, overrides))
     warn_of_another_platform(state.platform, platform := platform_of(config))
     state.platform = platform
     loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)  # type: ignore[type-abstract]
     watchers = instantiate_nodes(config.callbacks, "callbacks", Callback, config.extensions.allow)
     reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
-    problems = load_problems(config.data, config.reward)
+    problems = ranks.in_turn(lambda: load_problems(config.data, config.reward))
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
         raise DataError(
@@ -94,8 +100,10 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             "give another run_dir"
         )
     state.data = problems.fingerprint
-    rewind_files(run_dir, state.files)
-    policy = load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
+    ranks.from_first(lambda: rewind_files(run_dir, state.files))
+    policy = ranks.in_turn(
+        lambda: load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
+    )
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
@@ -106,33 +114,39 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
     )
     longest = longest_sequences(config, renderer, context)
     with GraderPool(config.reward) as grader, closing(build_engine(config, policy, longest)) as engine:
-        sampler = Sampler(engine, renderer, grader, state.ledger)
+        sampler = Sampler(engine, renderer, grader, state.ledger, ranks)
         module = P2OModule(config, policy, sampler, reflector, training, validation, state, run_dir)
-        checkpoints = Checkpointing(store, run_dir, checkpoint, every=config.trainer.checkpoint_every, stop=stop)
+        checkpoints = Checkpointing(
+            store, run_dir, checkpoint, every=config.trainer.checkpoint_every, stop=stop, ranks=ranks
+        )
+        rounds = num_rounds(len(training), config) * config.trainer.epochs
         callbacks = [
-            Export(store, run_dir),
-            RunLog(run_dir, config, loggers),
-            *([Progress(num_rounds(len(training), config) * config.trainer.epochs)] if config.trainer.progress else []),
-            *([ProfileTable()] if config.profile else []),
+            *([Export(store, run_dir), RunLog(run_dir, config, loggers)] if ranks.is_first else []),
+            *([Progress(rounds)] if ranks.is_first and config.trainer.progress else []),
+            *([ProfileTable()] if ranks.is_first and config.profile else []),
             *watchers,
             checkpoints,
             GracefulStop(stop, checkpoints),
         ]
         with profiling(policy.causal_lm, policy.dtype, enabled=config.profile):
-            trainer = _trainer(config, state, callbacks, loggers)
+            trainer = _trainer(config, state, callbacks, loggers, ranks)
             fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 
 
-def _trainer(config: Config, state: RunState, callbacks: Sequence[Callback], loggers: Sequence[Logger]) -> Trainer:
+def _trainer(
+    config: Config, state: RunState, callbacks: Sequence[Callback], loggers: Sequence[Logger], ranks: Ranks
+) -> Trainer:
     """Lightning's side of the job. The position comes from ``state``, not from Lightning."""
     left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
     if state.stage is Stage.FINISH:
         left = 0
     return Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=ranks.local_size,
+        num_nodes=ranks.size // ranks.local_size,
+        strategy=ModelParallelStrategy(ranks.size, 1) if ranks.size > 1 else "auto",
         max_epochs=left,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,

@@ -5,13 +5,12 @@ Every metric is named once, where it is computed; a loss of your own adds its me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-Reduce = Callable[[Sequence[Tensor]], None]
-"""Sums tensors over all ranks, in place. Every rank calls it equally often, with or without live groups."""
+from p2o.ranks import Ranks
 
 
 class TokenSums:
@@ -40,22 +39,24 @@ class TokenSums:
         found = torch.where(over_N, values_N, 0).max()
         self._largest[name] = found.maximum(self._largest[name]) if name in self._largest else found
 
-    def read(self, reduce: Reduce | None = None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-        """Name → (sum, tokens), summed over all ranks by ``reduce``, and the largest values of this rank.
+    def read(self, ranks: Ranks) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+        """Name → (sum, tokens), and name → largest value, over all ranks.
 
         The one place of a step that waits for the device.
         """
         names = sorted(self._sums)
         device = self._sums[names[0]].device
         table = torch.stack([self._sums[name].to(device) for name in names]).cpu()
-        if reduce is not None:
-            reduce([table])
+        ranks.sum([table])
         sums = {name: (total, count) for name, (total, count) in zip(names, table.tolist(), strict=True)}
-        return sums, {name: float(value) for name, value in self._largest.items()}
+        largest: dict[str, float] = {}
+        for own in ranks.gather(lambda: {name: float(value) for name, value in self._largest.items()}):
+            largest |= {name: max(value, largest.get(name, 0.0)) for name, value in own.items()}
+        return sums, largest
 
 
 class UpdateMetrics:
-    """An update's metrics, from those of its optimizer steps. Counts of groups and passes are of this rank."""
+    """An update's metrics, from those of its optimizer steps. ``forward_tokens`` and the progress are of this rank."""
 
     def __init__(self, total_tokens: int, skipped_in_a_row: int = 0) -> None:
         self.total_tokens = total_tokens

@@ -28,7 +28,7 @@ from p2o.algorithm.advantages import GroupAdvantages, Signal, group_advantages
 from p2o.algorithm.distillation import kept_tokens, old_logprobs
 from p2o.algorithm.importance import OFF, Truncation, importance_weights
 from p2o.algorithm.losses import preset
-from p2o.algorithm.metrics import Reduce, TokenSums, UpdateMetrics
+from p2o.algorithm.metrics import TokenSums, UpdateMetrics
 from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.algorithm.training_set import TrainingSet, training_sets
 from p2o.config.schema import Config, DistillationConfig, PolicyConfig
@@ -36,6 +36,7 @@ from p2o.faults import fault_point
 from p2o.policy.layout import NO_TOKENS, MicroBatch, micro_batches
 from p2o.policy.memory import TokenBudget, must_fit
 from p2o.profile import timed
+from p2o.ranks import ALONE, Ranks
 from p2o.types import Group, derive_seed
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ class Hooks:
 
     backward: Callable[[Tensor], object] = Tensor.backward
     """Called instead of ``loss.backward()``."""
-    reduce: Reduce | None = None
-    """Sums tensors over all ranks."""
+    ranks: Ranks = ALONE
+    """Who else takes part. Every rank is given all groups, and trains on its share of them."""
     progress: Callable[[int, int], None] | None = None
     """Called after each micro-batch with the completion tokens done and those of the whole update."""
 
@@ -126,17 +127,18 @@ def update(
     Raises :class:`NonFiniteError` at the ``policy.max_skipped_steps``-th skipped step in a row, and
     :class:`p2o.policy.memory.OutOfMemoryError` if a single sequence does not fit.
     """
-    config = objective.policy
+    config, ranks = objective.policy, hooks.ranks
     policy.check_layout(config.layout)
-    sets = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
+    whole = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
+    sets = [each.share(config.layout, ranks) for each in whole]
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    before = [None, *(_logprobs(policy, later, objective, budget) for later in sets[1:])]
+    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget) for later in sets[1:]])]
     metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
     signals = Counter(group.signal for group in groups)
     metrics.count(**{signal.value: signals[signal] for signal in Signal})
-    metrics.count(scored_tokens=sum(later.tokens for later in sets[1:]))
-    with _training_mode(policy, seed):
+    metrics.count(scored_tokens=sum(later.tokens for later in whole[1:]))
+    with _training_mode(policy, seed, ranks.rank):
         for training_set, old_M in zip(sets, before, strict=True):
             policy_step(policy, optimizer, training_set, old_M, objective, metrics, budget, hooks)
             if metrics.skipped_in_a_row >= config.max_skipped_steps:
@@ -144,7 +146,7 @@ def update(
                 raise NonFiniteError(metrics.skipped_in_a_row, training_set, logprobs_M)
             if schedule is not None:
                 schedule.step()
-    return {**metrics.values(), "micro_batch_tokens": budget.tokens}
+    return {**metrics.values(), "micro_batch_tokens": min(ranks.gather(lambda: budget.tokens))}
 
 
 def policy_step(
@@ -161,7 +163,7 @@ def policy_step(
 
     ``old_M`` are the sampling policy's log-probs under the training prompts; None if it is the policy itself.
     """
-    done = metrics.done_tokens
+    done, ranks = metrics.done_tokens, hooks.ranks
 
     def accumulate(tokens: int) -> TokenSums:
         optimizer.zero_grad()
@@ -178,15 +180,16 @@ def policy_step(
                     hooks.backward(loss)
             fault_point("a micro-batch")
             metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
-        if not batches and hooks.reduce is not None:  # a rank without live groups learns what the others will sum
+        if not batches and ranks.size > 1:  # a rank without live groups learns what the others will sum
             empty = torch.empty(0)
             _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)
         return sums
 
-    sums = budget.fit(accumulate)  # again, in smaller micro-batches, as long as memory runs out
-    gradients = _gradients(policy, hooks.reduce)
+    # Again, in smaller micro-batches, as long as memory runs out.
+    sums = ranks.together(lambda: budget.fit(accumulate))
+    gradients = _gradients(policy, ranks)
     sums.put("samples", len(training_set))
-    totals, largest = sums.read(hooks.reduce)
+    totals, largest = sums.read(ranks)
     samples, _ = totals.pop("samples")
     loss, kept = totals.pop("loss", (0.0, 0.0))
     tokens = totals["entropy"][1] if totals else 0.0
@@ -253,13 +256,13 @@ def _loss(
     return losses_N.sum()
 
 
-def _gradients(policy: Policy, reduce: Reduce | None) -> list[Tensor]:
+def _gradients(policy: Policy, ranks: Ranks) -> list[Tensor]:
     """The summed gradients of all ranks."""
     parameters = list(policy.trainable.values())
-    if reduce is not None:
+    if ranks.size > 1:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
+        ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
@@ -282,11 +285,11 @@ def _logprobs(policy: Policy, training_set: TrainingSet, objective: Objective, b
 
 
 @contextmanager
-def _training_mode(policy: Policy, seed: int) -> Iterator[None]:
-    """Dropout on, drawn from ``seed`` and not from the state that the global generator happens to be in."""
+def _training_mode(policy: Policy, seed: int, rank: int) -> Iterator[None]:
+    """Dropout on, drawn from ``seed`` and ``rank``, not from the state that the global generator happens to be in."""
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed("dropout", seed))
+        torch.manual_seed(derive_seed("dropout", seed, *([rank] if rank else [])))
         policy.module.train()
         try:
             yield

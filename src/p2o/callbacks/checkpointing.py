@@ -14,6 +14,7 @@ from p2o.callbacks.checkpoint import Checkpoint, CheckpointStore
 from p2o.callbacks.failed_batch import failed_batch
 from p2o.callbacks.growing_files import file_sizes
 from p2o.callbacks.hooks import P2OCallback
+from p2o.ranks import ALONE, Ranks
 from p2o.stop import Stop
 
 
@@ -25,13 +26,21 @@ class Checkpointing(P2OCallback):
     """
 
     def __init__(
-        self, store: CheckpointStore, run_dir: Path, resume_from: Checkpoint | None, *, every: int, stop: Stop
+        self,
+        store: CheckpointStore,
+        run_dir: Path,
+        resume_from: Checkpoint | None,
+        *,
+        every: int,
+        stop: Stop,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.store = store
         self.run_dir = run_dir
         self.resume_from = resume_from
         self.every = every
         self.stop = stop
+        self.ranks = ranks
         self.saved_step: int | None = None
         """The step of the checkpoint on disk."""
 
@@ -43,14 +52,20 @@ class Checkpointing(P2OCallback):
             module.optimizer.load_state_dict(self.resume_from.optimizer)
             module.schedule.load_state_dict(self.resume_from.scheduler)
             self.resume_from = None
-            self._mark_best(module)  # in case the run was killed between the checkpoint and the mark
+            self.ranks.from_first(lambda: self._mark_best(module))  # if it was killed between checkpoint and mark
 
     def on_position(self, trainer: Trainer, module: P2OModule, must_keep: bool) -> None:
-        if must_keep or self.stop.asked or module.state.step % self.every == 0:
-            self.save(trainer, module)
+        asked = [by for by in self.ranks.gather(lambda: self.stop.by) if by is not None]
+        if must_keep or asked or module.state.step % self.every == 0:
+            self.ranks.from_first(lambda: self.save(trainer, module))
+            self.saved_step = module.state.step
+        if asked:  # on every rank, so that all end here
+            self.stop.ask(asked[0])
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         assert isinstance(module, P2OModule)
+        if not self.ranks.is_first:
+            return
         if isinstance(exception, NonFiniteError):
             path = self.run_dir / "failed_batch.jsonl"
             json_lines.rewrite(path, failed_batch(exception))

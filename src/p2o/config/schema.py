@@ -268,9 +268,17 @@ class TrainerConfig:
     rounds_per_epoch: int | None = key(None, above=0)
     """null = every training question once per epoch."""
     accelerator: str = key("cpu", choices=("cpu", "gpu"), identity=False)
-    """One device trains; docs/rollout.md says how several generate."""
+    """What the run computes on."""
+    strategy: str = key("ddp", choices=("ddp", "fsdp2"), identity=False)
+    """ddp keeps the model on each of several devices; fsdp2 splits weights, gradients and optimizer over them."""
+    devices: int | str = key(1, identity=False)
+    """Processes per machine, one per device; auto = every GPU of the machine, or one process on a CPU."""
+    nodes: int = key(1, above=0, identity=False)
+    """Machines; more than one are started by torchrun or srun (docs/scale.md)."""
+    wait_s: int = key(21600, above=0, identity=False)
+    """Seconds for which ranks wait for one another, for a teacher that rank 0 asks, say."""
     threads: int | None = key(None, above=0, identity=False)
-    """torch threads; null = the processors of the machine."""
+    """torch threads of a process; null = the processors of the machine, divided among its processes."""
     checkpoint_every: int = key(1, above=0)
     """Rounds between checkpoints."""
     progress: bool = key(True, identity=False)

@@ -114,6 +114,26 @@ def micro_batches(samples: Sequence[Sample], layout: str, token_budget: int, *, 
     return [_micro_batch(rows, offsets, pad_id) for rows in batches]
 
 
+def deal(samples: Sequence[Sample], layout: str, hands: int) -> list[list[int]]:
+    """Indices of ``samples`` for each of ``hands`` processes, which then have about equally many tokens to compute.
+
+    What ``layout`` makes a tree of stays together. The largest come first, each to who has the least so far.
+    """
+    together: dict[object, list[int]] = {}
+    for index, sample in enumerate(samples):
+        together.setdefault(sample.prompt if layout == "shared_prefix" else index, []).append(index)
+    trees = [
+        (len(samples[own[0]].prompt) + sum(len(samples[i].completion) for i in own), own) for own in together.values()
+    ]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    sizes = [0] * hands
+    for size, own in sorted(trees, key=lambda tree: -tree[0]):
+        hand = sizes.index(min(sizes))
+        dealt[hand] += own
+        sizes[hand] += size
+    return [sorted(hand) for hand in dealt]
+
+
 def _share_prefixes(samples: Sequence[Sample], budget: int) -> list[_Tree]:
     """One tree per distinct prompt; several where its branches together exceed the budget."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}

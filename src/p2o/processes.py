@@ -1,0 +1,192 @@
+"""Starting the processes of a run, or finding those that torchrun or srun started, and passing stops on among them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from p2o.config import ConfigError
+from p2o.config.schema import TrainerConfig
+from p2o.ranks import PATIENCE_S, PeerLostError, Ranks
+from p2o.stop import Stop
+
+TENSORS_S = 600
+"""Seconds after which a sum of tensors that some rank never joined is an error."""
+LOOK_S = 0.1
+"""Between two looks whether a rank was asked to stop."""
+SHUTDOWN_S = 60
+"""Seconds that the processes have to write their checkpoint once they are asked to stop."""
+PASSED_ON = signal.SIGUSR2
+"""What interrupts a rank when another one was asked to stop."""
+
+
+def devices_per_node(trainer: TrainerConfig) -> int:
+    """Processes per machine; ``trainer.devices=auto`` is a process per GPU, and one on a CPU."""
+    if isinstance(trainer.devices, int):
+        return trainer.devices
+    return max(1, torch.cuda.device_count()) if trainer.accelerator == "gpu" else 1
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for the run."""
+    place = _started_by_others()
+    return place is None or place[0] == 0
+
+
+def must_start_ranks(trainer: TrainerConfig) -> bool:
+    """Whether the run wants processes and nobody has started them."""
+    return devices_per_node(trainer) > 1 and _started_by_others() is None
+
+
+def start_ranks(trainer: TrainerConfig, module: str, arguments: Sequence[str]) -> int:
+    """Run ``python -m module arguments`` once per device of this machine by torch's elastic launcher; the exit code.
+
+    A signal to this process reaches all of them.
+    """
+    if trainer.nodes > 1:
+        raise ConfigError(
+            [f"trainer.nodes={trainer.nodes}: start the command on every machine by torchrun or srun (docs/scale.md)"]
+        )
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=devices_per_node(trainer),
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=1.0,  # longer than a rank needs to find that another one is gone, and to say so itself
+        shutdown_timeout=SHUTDOWN_S,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as failed:
+        first = failed.failures.get(0) or failed.get_first_failure()[1]
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    return 0
+
+
+@contextmanager
+def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
+    """The ranks of this run: those that torchrun, srun or :func:`start_ranks` started, or this process alone.
+
+    While the block runs, a stop that one of them is asked for reaches all. Raises :class:`ConfigError` if their number
+    is not what ``trainer.devices`` and ``trainer.nodes`` say.
+    """
+    place = _started_by_others()
+    if place is None and trainer.strategy == "ddp":
+        yield Ranks()
+        return
+    rank, size, local_rank, local_size = place or _alone()
+    if (size, local_size) != (devices_per_node(trainer) * trainer.nodes, devices_per_node(trainer)):
+        raise ConfigError(
+            [
+                f"{size} processes were started, {local_size} on this machine, but trainer.devices={trainer.devices} "
+                f"trainer.nodes={trainer.nodes}: give trainer.devices={local_size} trainer.nodes={size // local_size}"
+            ]
+        )
+    if trainer.nodes == 1 and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo asks the host's name for its address
+    on_gpu = trainer.accelerator == "gpu"
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    store, _, _ = next(dist.rendezvous("env://", rank, size))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("p2o", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=TENSORS_S),
+    )
+    try:
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=trainer.wait_s))
+        with _stops_passed_on(stop, store.clone()):
+            try:
+                yield Ranks(rank, size, local_rank=local_rank, local_size=local_size, control=control)
+            except PeerLostError:
+                stop.check()  # it is gone since it was asked to stop
+                raise
+            finally:
+                _wait_for_others(store, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def _started_by_others() -> tuple[int, int, int, int] | None:
+    """Rank, size, local rank and local size as the environment has them; None for an ordinary process."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, size, local_rank, local_size = (int(os.environ.get(name, -1)) for name in names)
+        return rank, size, max(0, local_rank), local_size if local_size > 0 else size
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ.setdefault("MASTER_ADDR", slurm.main_address)
+        os.environ.setdefault("MASTER_PORT", str(slurm.main_port))
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return slurm.global_rank(), slurm.world_size(), slurm.local_rank(), slurm.world_size() // nodes
+    return None
+
+
+def _alone() -> tuple[int, int, int, int]:
+    """One process that shards its model with nobody: the same code as for many."""
+    os.environ.setdefault("MASTER_ADDR", "localhost")
+    os.environ.setdefault("MASTER_PORT", "0")
+    return 0, 1, 0, 1
+
+
+def _wait_for_others(store: dist.Store, size: int) -> None:
+    """Leave together, so that each rank hears why the others leave; without one that was killed."""
+    deadline = time.monotonic() + PATIENCE_S
+    left = store.add("left", 1)
+    while left < size and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+        left = store.add("left", 0)
+
+
+@contextmanager
+def _stops_passed_on(stop: Stop, store: dist.Store) -> Iterator[None]:
+    """A thread looks in the store whether another rank was asked to stop, and tells it of a stop of this one."""
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield
+        return
+    done = threading.Event()
+    heard: list[int] = []
+
+    def look() -> None:
+        while not done.wait(LOOK_S):
+            if stop.by is not None:
+                store.set("stop", str(int(stop.by)))
+                return
+            if store.check(["stop"]):
+                heard.append(int(store.get("stop")))
+                signal.pthread_kill(main.ident or 0, PASSED_ON)
+                return
+
+    before = signal.signal(PASSED_ON, lambda *_: stop.ask(signal.Signals(heard[0])) if heard else None)
+    watcher = threading.Thread(target=look, name="stops", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(PASSED_ON, before)
