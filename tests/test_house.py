@@ -15,7 +15,7 @@ FILES = sorted(SRC.rglob("*.py"))
 LEVELS = (
     ("types", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "ranks", "stop"),
     ("config",),
-    ("environment", "processes", "run_folder"),
+    ("environment", "processes", "run_folder", "strategy"),
     ("rewards", "tasks"),
     ("policy",),
     ("rollout",),
@@ -35,7 +35,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 WALLS = {
     "vllm": {"rollout"},
     "gepa": {"evolution"},
-    "lightning": {"algorithm/module.py", "tasks/rounds.py", "callbacks", "job.py", "processes.py"},
+    "lightning": {"algorithm/module.py", "tasks/rounds.py", "callbacks", "job.py", "processes.py", "strategy.py"},
     "hydra": {"config", "command.py", "run.py", "evaluate.py", "launcher.py"},
     "omegaconf": {"config", "run.py", "evaluate.py", "report.py", "launcher.py", "launch.py"},
 }

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from p2o.algorithm.losses import preset
 from p2o.algorithm.module import P2OModule
@@ -36,7 +35,7 @@ from p2o.extensions import load_object
 from p2o.faults import fault_point
 from p2o.logs import log_to, quiet_libraries, silent
 from p2o.policy.model import load_policy
-from p2o.processes import joined
+from p2o.processes import cluster_environment, joined
 from p2o.profile import profiling
 from p2o.ranks import Ranks
 from p2o.rewards import GraderPool
@@ -47,6 +46,7 @@ from p2o.rollout.prompts import PromptRenderer
 from p2o.rollout.sampler import Sampler
 from p2o.run_folder import run_folder
 from p2o.stop import Stop
+from p2o.strategy import RanksStrategy
 from p2o.tasks import DataError, load_problems
 from p2o.tasks.rounds import RoundDataModule, num_rounds
 from p2o.types import SamplingParams
@@ -129,24 +129,31 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
             GracefulStop(stop, checkpoints),
         ]
         with profiling(policy.causal_lm, policy.dtype, enabled=config.profile):
-            trainer = _trainer(config, state, callbacks, loggers, ranks)
+            trainer = _trainer(config, state, callbacks, loggers, ranks, stop)
             fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
 
 
 def _trainer(
-    config: Config, state: RunState, callbacks: Sequence[Callback], loggers: Sequence[Logger], ranks: Ranks
+    config: Config,
+    state: RunState,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[Logger],
+    ranks: Ranks,
+    stop: Stop,
 ) -> Trainer:
     """Lightning's side of the job. The position comes from ``state``, not from Lightning."""
     left = config.trainer.epochs - state.epoch - (state.stage is Stage.PROMPT)
     if state.stage is Stage.FINISH:
         left = 0
+    environment = cluster_environment()
     return Trainer(
         accelerator=config.trainer.accelerator,
         devices=ranks.local_size,
+        plugins=None if environment is None else [environment],
         num_nodes=ranks.size // ranks.local_size,
-        strategy=ModelParallelStrategy(ranks.size, 1) if ranks.size > 1 else "auto",
+        strategy=RanksStrategy(ranks, stop) if torch.distributed.is_initialized() else "auto",
         max_epochs=left,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,

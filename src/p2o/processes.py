@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -119,15 +119,22 @@ def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
     try:
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=trainer.wait_s))
         with _stops_passed_on(stop, store.clone()):
-            try:
-                yield Ranks(rank, size, local_rank=local_rank, local_size=local_size, control=control)
-            except PeerLostError:
-                stop.check()  # it is gone since it was asked to stop
-                raise
-            finally:
-                _wait_for_others(store, size)
+            yield Ranks(rank, size, local_rank=local_rank, local_size=local_size, control=control)
+    except PeerLostError:
+        _hear(stop, store)
+        stop.check()  # it is gone since it was asked to stop
+        raise
     finally:
+        _leave(store, rank, size)
         dist.destroy_process_group()
+
+
+def cluster_environment() -> ClusterEnvironment | None:
+    """What tells Lightning of the processes; None for an ordinary one."""
+    if _started_by_others() is None:
+        return None
+    # Its requeueing would take the signals over; a run that is stopped continues by the same command.
+    return TorchElasticEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
 
 
 def _started_by_others() -> tuple[int, int, int, int] | None:
@@ -152,13 +159,21 @@ def _alone() -> tuple[int, int, int, int]:
     return 0, 1, 0, 1
 
 
-def _wait_for_others(store: dist.Store, size: int) -> None:
-    """Leave together, so that each rank hears why the others leave; without one that was killed."""
+def _leave(store: dist.Store, rank: int, size: int) -> None:
+    """Rank 0, with which the store may end, stays until the others have left, or one was killed."""
     deadline = time.monotonic() + PATIENCE_S
-    left = store.add("left", 1)
-    while left < size and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
-        left = store.add("left", 0)
+    with suppress(RuntimeError):  # the store is gone
+        left = store.add("left", 1)
+        while rank == 0 and left < size and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            left = store.add("left", 0)
+
+
+def _hear(stop: Stop, store: dist.Store) -> None:
+    """Ask for the stop that another rank was asked for, if there is one."""
+    with suppress(RuntimeError):  # the store is gone, and with it the run
+        if store.check(["stop"]):
+            stop.ask(signal.Signals(int(store.get("stop"))))
 
 
 @contextmanager
@@ -168,20 +183,20 @@ def _stops_passed_on(stop: Stop, store: dist.Store) -> Iterator[None]:
     if threading.current_thread() is not main:
         yield
         return
-    done = threading.Event()
-    heard: list[int] = []
+    done, heard = threading.Event(), Stop()
+    heard.deferred = True
 
     def look() -> None:
-        while not done.wait(LOOK_S):
-            if stop.by is not None:
-                store.set("stop", str(int(stop.by)))
-                return
-            if store.check(["stop"]):
-                heard.append(int(store.get("stop")))
+        while not done.wait(LOOK_S) and not stop.asked:
+            _hear(heard, store)
+            if heard.asked:
                 signal.pthread_kill(main.ident or 0, PASSED_ON)
                 return
+        if stop.by is not None:
+            with suppress(RuntimeError):  # the store is gone, and with it the run
+                store.set("stop", str(int(stop.by)))
 
-    before = signal.signal(PASSED_ON, lambda *_: stop.ask(signal.Signals(heard[0])) if heard else None)
+    before = signal.signal(PASSED_ON, lambda *_: stop.ask(heard.by) if heard.by is not None else None)
     watcher = threading.Thread(target=look, name="stops", daemon=True)
     watcher.start()
     try:

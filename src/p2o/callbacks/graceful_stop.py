@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from p2o.algorithm.module import P2OModule
 from p2o.callbacks.checkpointing import Checkpointing
@@ -23,9 +23,6 @@ class GracefulStop(P2OCallback):
     def __init__(self, stop: Stop, checkpoints: Checkpointing) -> None:
         self.stop = stop
         self.checkpoints = checkpoints
-
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.stop.listen()  # Lightning's handler would talk to the other ranks while it handles the signal
 
     def on_sampling_end(self, trainer: Trainer, module: P2OModule, groups: Sequence[Group]) -> None:
         self.stop.deferred = True
