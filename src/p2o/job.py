@@ -121,7 +121,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
         )
         rounds = num_rounds(len(training), config) * config.trainer.epochs
         callbacks = [
-            *([Export(store, run_dir), RunLog(run_dir, config, loggers)] if ranks.is_first else []),
+            Export(store, run_dir),
+            *([RunLog(run_dir, config, loggers)] if ranks.is_first else []),
             *([Progress(rounds)] if ranks.is_first and config.trainer.progress else []),
             *([ProfileTable()] if ranks.is_first and config.profile else []),
             *watchers,

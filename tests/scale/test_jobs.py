@@ -133,3 +133,12 @@ def test_a_number_of_processes_that_is_not_the_configurations_is_refused(tmp_pat
     assert job.wait() == [2, 2]
     assert "give trainer.devices=2 trainer.nodes=1" in job.said[0]
     assert job.said[1] == ""
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_weights_that_are_split_over_the_ranks_change_nothing(tuning: str, tmp_path: Path) -> None:
+    both = f"tuning={tuning}", "seed=1", "policy.updates_per_round=2"
+    assert_same_run(
+        finished(tmp_path / "one" / "run", *both, size=1),
+        finished(tmp_path / "two" / "run", *both, "trainer.strategy=fsdp2"),
+    )

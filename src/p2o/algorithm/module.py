@@ -292,7 +292,9 @@ class P2OModule(LightningModule):
         return self.optimizer
 
     def configure_model(self) -> None:
-        """What Lightning's strategy for several devices asks for."""
+        """``trainer.strategy``: with fsdp2 the ranks split the weights, with ddp each has all of them."""
+        if self.config.trainer.strategy == "fsdp2" and not self.policy.sharded:
+            self.policy.shard("cuda" if self.config.trainer.accelerator == "gpu" else "cpu")
 
     def notify(self, hook: str, *facts: Any) -> None:
         """Call ``hook`` of every callback that has it."""

@@ -33,8 +33,9 @@ from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.algorithm.training_set import TrainingSet, training_sets
 from p2o.config.schema import Config, DistillationConfig, PolicyConfig
 from p2o.faults import fault_point
-from p2o.policy.layout import NO_TOKENS, MicroBatch, micro_batches
+from p2o.policy.layout import DUMMY, NO_TOKENS, MicroBatch, micro_batches
 from p2o.policy.memory import TokenBudget, must_fit
+from p2o.policy.sharding import whole
 from p2o.profile import timed
 from p2o.ranks import ALONE, Ranks
 from p2o.types import Group, derive_seed
@@ -133,7 +134,7 @@ def update(
     sets = [each.share(config.layout, ranks) for each in whole]
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget) for later in sets[1:]])]
+    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget, ranks) for later in sets[1:]])]
     metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
     signals = Counter(group.signal for group in groups)
     metrics.count(**{signal.value: signals[signal] for signal in Signal})
@@ -142,7 +143,7 @@ def update(
         for training_set, old_M in zip(sets, before, strict=True):
             policy_step(policy, optimizer, training_set, old_M, objective, metrics, budget, hooks)
             if metrics.skipped_in_a_row >= config.max_skipped_steps:
-                logprobs_M = _logprobs(policy, training_set, objective, budget)
+                logprobs_M = _logprobs(policy, training_set, objective, budget, ranks)
                 raise NonFiniteError(metrics.skipped_in_a_row, training_set, logprobs_M)
             if schedule is not None:
                 schedule.step()
@@ -168,19 +169,22 @@ def policy_step(
     def accumulate(tokens: int) -> TokenSums:
         optimizer.zero_grad()
         metrics.done_tokens, sums = done, TokenSums()
-        batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
+        batches = _micro_batches(policy, training_set, objective, tokens, ranks)
         for batch in batches:
             with must_fit(batch):
                 size = {"layers": batch.input_ids.numel(), "head": len(batch.targets)}
                 with timed("forward", **size):
                     new_N, entropy_N = _forward(policy, batch, objective)
-                policy_N = new_N.detach() if old_M is None else old_M[batch.tokens].to(new_N.device)
-                loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
+                policy_N = new_N.detach() if old_M is None or batch is DUMMY else old_M[batch.tokens].to(new_N.device)
+                if batch is DUMMY:
+                    loss = 0 * new_N.sum()
+                else:
+                    loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
                 with timed("backward", **size):
                     hooks.backward(loss)
             fault_point("a micro-batch")
-            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
-        if not batches and ranks.size > 1:  # a rank without live groups learns what the others will sum
+            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets) * (batch is not DUMMY), hooks.progress)
+        if not training_set.samples and ranks.size > 1:  # a rank without live groups learns what the others will sum
             empty = torch.empty(0)
             _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)
         return sums
@@ -197,7 +201,7 @@ def policy_step(
     metrics.tokens(totals, largest)
     if denominator := objective.denominator(samples, tokens, kept):
         with timed("optimizer"):
-            norm = float(get_total_norm(gradients)) / denominator
+            norm = float(whole(get_total_norm(gradients))) / denominator
             if math.isfinite(norm) and math.isfinite(loss):
                 bound = objective.policy.max_grad_norm
                 torch._foreach_mul_(gradients, min(1.0, bound / norm if norm else 1.0) / denominator)
@@ -259,11 +263,21 @@ def _loss(
 def _gradients(policy: Policy, ranks: Ranks) -> list[Tensor]:
     """The summed gradients of all ranks."""
     parameters = list(policy.trainable.values())
-    if ranks.size > 1:
+    if ranks.size > 1 and not policy.sharded:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _micro_batches(
+    policy: Policy, training_set: TrainingSet, objective: Objective, tokens: int, ranks: Ranks
+) -> list[MicroBatch]:
+    """Ranks that hold parts of the weights make every pass together, so each has as many as the one with the most."""
+    batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
+    if policy.sharded:
+        batches += [DUMMY] * (max(ranks.gather(lambda: len(batches))) - len(batches))
+    return batches
 
 
 def _forward(policy: Policy, batch: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -271,14 +285,18 @@ def _forward(policy: Policy, batch: MicroBatch, objective: Objective) -> tuple[T
 
 
 @torch.no_grad()
-def _logprobs(policy: Policy, training_set: TrainingSet, objective: Objective, budget: TokenBudget) -> Tensor:
+def _logprobs(
+    policy: Policy, training_set: TrainingSet, objective: Objective, budget: TokenBudget, ranks: Ranks
+) -> Tensor:
     """Log-probs [M] under the training prompts and the current weights."""
     flat_M = torch.empty(training_set.tokens)
 
     def attempt(tokens: int) -> None:
-        for batch in micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id):
+        for batch in _micro_batches(policy, training_set, objective, tokens, ranks):
             with must_fit(batch):
-                flat_M[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
+                logprobs_N = _forward(policy, batch, objective)[0].cpu()
+                if batch is not DUMMY:
+                    flat_M[batch.tokens] = logprobs_N
 
     budget.fit(attempt)
     return flat_M

@@ -85,6 +85,11 @@ NO_TOKENS = MicroBatch(*(torch.empty(1, 0, dtype=torch.long),) * 2, (), *(torch.
 """A micro-batch without a target."""
 
 
+_ONE = torch.zeros(1, dtype=torch.long)
+DUMMY = MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]]), (Segment(0, 2),), *(_ONE,) * 4)
+"""A pass that a rank makes with the others where it has nothing to train on; its result counts nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Tree:
     prompt: tuple[int, ...]

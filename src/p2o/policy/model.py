@@ -27,6 +27,7 @@ from p2o.policy.layout import MicroBatch, Segment
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.memory import keep_fewer_kernels
+from p2o.policy.sharding import Root, like, shard, whole_state
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -50,6 +51,7 @@ class Policy:
         self._live = module
         self._frozen: PreTrainedModel | None = None
         self._module = module
+        self._root: Root | None = None
         self._no_mask = torch.zeros(1, 1, 1, 2, dtype=torch.bool)
         self.trainable: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
 
@@ -68,6 +70,16 @@ class Policy:
     @property
     def lora(self) -> bool:
         return isinstance(self._live, PeftModel)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are split over the ranks."""
+        return self._root is not None
+
+    def shard(self, device: str) -> None:
+        """Split the weights over the ranks; see :mod:`p2o.policy.sharding`."""
+        self._root = shard(self, device)
+        self.trainable = {n: p for n, p in self._live.named_parameters() if p.requires_grad}
 
     @property
     def attends_by_segments(self) -> bool:
@@ -123,6 +135,11 @@ class Policy:
 
         ``chunk`` tokens go through the head at a time.
         """
+        if self._root is None:
+            return self._logprobs(batch, temperature, chunk)
+        return self._root(lambda: self._logprobs(batch, temperature, chunk))
+
+    def _logprobs(self, batch: MicroBatch, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
         if self.attends_by_segments:
             mask: Any = build_blocks(batch.segments, batch.input_ids.numel(), self.device)
         else:
@@ -165,7 +182,7 @@ class Policy:
             self._module = self._live
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained tensors (float32, detached, not copied) by name."""
+        """The trained tensors (float32, detached, not copied, split over the ranks as they are) by name."""
         return {name: p.detach() for name, p in self.trainable.items()}
 
     @torch.no_grad()
@@ -181,19 +198,27 @@ class Policy:
                 raise ModelError(
                     f"saved weight {name} has shape {tuple(state[name].shape)}, the model {tuple(p.shape)}"
                 )
-            p.copy_(state[name])
+            p.copy_(like(state[name], p))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, write: bool = True) -> None:
         """Write the adapter, or the full model in ``model.dtype``, with its tokenizer and chat template.
 
-        The folder is loadable by peft or transformers and takes the place of an older one at once.
+        The folder is loadable by peft or transformers and takes the place of an older one at once. Of ranks one has
+        ``write``; the others take part in gathering the weights.
         """
+        state = (
+            whole_state({**self._live.state_dict(), **dict(self._live.named_parameters())}, keep=write)
+            if (self.sharded)
+            else self._live.state_dict()
+        )
+        if not write:
+            return
         fault_point("before the export")
         with staged_folder(Path(folder)) as staged:
             if isinstance(self._live, PeftModel):
-                self._live.save_pretrained(str(staged))
+                self._live.save_pretrained(str(staged), state_dict=state)
             else:
-                state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
+                state = {n: t.to(self.dtype) for n, t in state.items()}
                 self._live.save_pretrained(staged, state_dict=state)
                 _set_saved_dtype(staged, self.dtype)
             fault_point("half exported")

@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from p2o.policy.sharding import plain_copy, whole
 from p2o.rollout.hf.row_cache import ATTENTION
 
 PACKED_ROWS = 96
@@ -44,14 +45,15 @@ def _base(layer: Layer) -> nn.Linear:
 def _weights(layer: Layer) -> _Weights:
     base = _base(layer)
     if not isinstance(layer, LoraLinear):
-        return _Weights(base.weight, base.bias)
+        return _Weights(whole(base.weight), None if base.bias is None else whole(base.bias))
     names = layer.active_adapters
     if len(names) != 1 or layer.lora_variant or layer.merged or layer.lora_bias[names[0]]:
         raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter without a bias a layer, not {layer}")
     (name,) = names
     down: Any = layer.lora_A[name]
     up: Any = layer.lora_B[name]
-    return _Weights(base.weight, base.bias, down.weight, up.weight * layer.scaling[name])
+    bias = None if base.bias is None else whole(base.bias)
+    return _Weights(whole(base.weight), bias, whole(down.weight), whole(up.weight) * layer.scaling[name])
 
 
 class _Joint(nn.Module):
@@ -227,10 +229,12 @@ def _clone(module: nn.Module, swap: Mapping[nn.Module, nn.Module], config: PreTr
     """The same tree of modules with some swapped; parameters are shared where frozen, copied where trained."""
     if module in swap:
         return swap[module]
-    twin = copy.copy(module)
+    twin = plain_copy(module)
     children = {name: _clone(child, swap, config) for name, child in module.named_children()}
     parameters = {
-        n: p.detach().clone() if p.requires_grad else p for n, p in module._parameters.items() if p is not None
+        n: whole(p.detach()).clone() if p.requires_grad else whole(p)
+        for n, p in module._parameters.items()
+        if p is not None
     }
     twin.__dict__ |= {"_modules": children, "_parameters": {**module._parameters, **parameters}, "training": False}
     if hasattr(module, "config"):
