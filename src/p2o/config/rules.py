@@ -28,7 +28,14 @@ class ConfigError(ValueError):
 def validate(config: Config | EvaluateConfig) -> list[str]:
     """Every problem of a configuration, empty if it can run. Nothing heavy is imported or started."""
     if isinstance(config, Config):
-        own = [*_step(config), *_sampling(config), *_engine(config), *_hard_set(config), *_parts(config)]
+        own = [
+            *_step(config),
+            *_sampling(config),
+            *_engine(config),
+            *_devices(config),
+            *_hard_set(config),
+            *_parts(config),
+        ]
     else:
         own = list(_evaluation(config))
     return [*out_of_range(config), *own, *_reward(config), *_servers(config), *_passwords(config)]
@@ -84,6 +91,14 @@ def _engine(config: Config) -> Iterator[str]:
         yield "vLLM multiplies adapters on a GPU in half precision alone: use model.dtype=bfloat16, or rollout=hf"
     if isinstance(rollout, VllmServerRollout) and tuning == "full":
         yield "rollout=vllm_server hands adapters over, not whole weights: use tuning=lora, or rollout=vllm"
+
+
+def _devices(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.devices != "auto" and not (isinstance(trainer.devices, int) and trainer.devices > 0):
+        yield f"trainer.devices={trainer.devices}: give a number of at least 1, or auto"
+    if trainer.strategy == "fsdp2" and config.rollout.kind != "hf":
+        yield f"trainer.strategy=fsdp2 with rollout={config.rollout.kind}: use rollout=hf, or trainer.strategy=ddp"
 
 
 def _hard_set(config: Config) -> Iterator[str]:
