@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from p2o.algorithm.state import RunState
+from p2o.errors import InputError
 from p2o.faults import fault_point
 from p2o.files import draft_of, replacing, sync_folder
 
@@ -26,7 +27,7 @@ FORMAT = 2
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError):
     """No checkpoint of the folder can be used."""
 
 
