@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -49,15 +48,6 @@ class Node:
     solved: Sequence[bool]
     other_parents: Sequence[str]
     children: list[Node]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question answered plainly and under a template."""
-
-    pair: Pair
-    template: str
-    epoch: int
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -134,24 +124,21 @@ def learning(groups: Sequence[RunGroup]) -> list[Chart]:
     window = 2 * (steps // SMOOTHED_TO // 2) + 1
     smoothed = f", mean over {window} rounds" if window > 1 else ""
     tokens, accuracy = "ledger/generated_tokens_all", "validation/accuracy"
-    drawn = (
-        (f"Training reward{smoothed}", "round", [curve(group, "rollout/reward", window=window) for group in groups]),
-        ("Validation accuracy, plain questions", "round", [curve(group, accuracy) for group in groups]),
-        (
-            "Validation accuracy at equal cost",
-            "tokens generated",
-            [curve(group, accuracy, x=tokens) for group in groups],
-        ),
+    reward = [curve(group, "rollout/reward", window=window) for group in groups]
+    by_round, by_tokens = ([curve(group, accuracy, x=x) for group in groups] for x in (None, tokens))
+    return _drawn(
+        line_chart(f"Training reward{smoothed}", "round", _lines(groups, reward), most=1.0),
+        line_chart("Validation accuracy, plain questions", "round", _lines(groups, by_round), most=1.0),
+        line_chart("Validation accuracy at equal cost", "tokens generated", _lines(groups, by_tokens), most=1.0),
     )
-    return _drawn(line_chart(title, x, _lines(groups, curves), most=1.0) for title, x, curves in drawn)
 
 
 def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
     """How many questions are left by epoch, the groups compared."""
-    fields = {"Hard questions": "hard", "Hard questions without any success": "hard_all_fail"}
+    hard, hopeless = ([epoch_curve(group, field) for group in groups] for field in ("hard", "hard_all_fail"))
     return _drawn(
-        line_chart(title, "epoch", _lines(groups, [epoch_curve(group, field) for group in groups]), whole_x=True)
-        for title, field in fields.items()
+        line_chart("Hard questions", "epoch", _lines(groups, hard), whole_x=True),
+        line_chart("Hard questions without any success", "epoch", _lines(groups, hopeless), whole_x=True),
     )
 
 
@@ -165,32 +152,35 @@ def figure_4(group: RunGroup) -> list[Chart]:
     def lines(fields: Mapping[str, str], *, at: int | None = None) -> list[Line]:
         return [Line(label, epoch_curve(group, field, at=at), i) for i, (label, field) in enumerate(fields.items())]
 
+    def rates(title: str, fields: Mapping[str, str], *, at: int | None = None) -> Chart | None:
+        return line_chart(title, "epoch", lines(fields, at=at), whole_x=True, most=1.0)
+
     at_1 = {"plain": "hard_plain_pass_at_1", "evolved": "evolved_pass_at_1"}
     at_k = {"plain": "hard_plain_pass_at_k", "evolved": "evolved_pass_at_k"}
     plain = {"Pass@1": "plain_pass_at_1", f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k"}
     hard = {"all": "hard", "without any success": "hard_all_fail"}
-    drawn = (
-        ("Pass@1, questions under templates", lines(at_1), 1.0),
-        (f"Pass@{k or 'k'}, questions under templates", lines(at_k, at=k), 1.0),
-        ("Plain prompts, all questions", lines(plain), 1.0),
-        ("Hard questions", lines(hard), math.inf),
+    return _drawn(
+        rates("Pass@1, questions under templates", at_1),
+        rates(f"Pass@{k or 'k'}, questions under templates", at_k, at=k),
+        rates("Plain prompts, all questions", plain),
+        line_chart("Hard questions", "epoch", lines(hard), whole_x=True),
     )
-    return _drawn(line_chart(title, "epoch", found, whole_x=True, most=most) for title, found, most in drawn)
 
 
-def examples(group: RunGroup) -> list[Example]:
-    """Figure 5: the latest questions that a template of the group's first run helped to solve."""
+def examples(group: RunGroup) -> list[tuple[Pair, str, int]]:
+    """Figure 5: the latest questions that a template of the group's first run helped to solve, each with the template's
+    text and the epoch."""
     run = group.runs[0]
     texts = template_texts(run.folder)
-    fallback: list[Example] = []
+    fallback: list[tuple[Pair, str, int]] = []
     for epoch in sorted(epoch_files(run.folder / "rollouts"), reverse=True):
         found = [
-            Example(pair, texts.get(pair.templated["template_id"], ""), epoch)
+            (pair, texts.get(pair.templated["template_id"], ""), epoch)
             for pair in pairs(run.folder / "rollouts", epoch, PAIRS)
             if pair.plain and pair.templated
         ]
-        if found and found[0].pair.helped:
-            return [example for example in found if example.pair.helped]
+        if helped := [example for example in found if example[0].helped]:
+            return helped
         fallback = fallback or found
     return fallback
 
@@ -238,7 +228,7 @@ def _lines(groups: Sequence[RunGroup], curves: Sequence[Sequence[Point]]) -> lis
     ]
 
 
-def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
+def _drawn(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
@@ -246,9 +236,8 @@ def rate(value: Estimate | float | None) -> str:
     """0.441, 0.441 ± 0.020, or a dash if nothing was measured."""
     if value is None:
         return "–"
-    if isinstance(value, Estimate):
-        return f"{value.mean:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
-    return f"{value:.3f}"
+    known = value if isinstance(value, Estimate) else Estimate(value)
+    return f"{known.mean:.3f}" + ("" if known.half_width is None else f" ± {known.half_width:.3f}")
 
 
 def duration(seconds: float) -> str:
