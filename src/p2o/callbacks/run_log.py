@@ -133,7 +133,7 @@ class RunLog(P2OCallback):
                 logger.log_metrics(final_metrics(value), state.step)
         write_report([self.run_dir], self.run_dir / "report.html")
         fault_point("the page written")
-        TERMINAL.print(closing_words(value, self.run_dir))
+        TERMINAL.print(closing_words(value, self.run_dir), soft_wrap=True)  # paths stay whole
         fault_point("all told")
 
     def _log(self, step: int, epoch: int, scalars: Scalars) -> None:
