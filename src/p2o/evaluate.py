@@ -40,9 +40,7 @@ def main(composed: DictConfig) -> None:
     except KeyboardInterrupt:
         print(f"stopped; the same command continues from what is in {config.run_dir}", file=sys.stderr)
         sys.exit(130)
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(*tables(results), f"{config.run_dir}/{RESULTS}", sep="\n")
 
 

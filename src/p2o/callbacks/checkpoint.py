@@ -68,10 +68,6 @@ class CheckpointStore:
         with replacing(self.last) as file:
             torch.save(content, file)
 
-    def read(self, path: Path) -> Checkpoint:
-        """As :func:`read_checkpoint`, of this run only."""
-        return read_checkpoint(path, self.run)
-
     def mark_best(self) -> None:
         """Keep the last checkpoint as the best."""
         fault_point("the best not yet marked")
@@ -85,7 +81,7 @@ class CheckpointStore:
         of the next :meth:`save`. Raises :class:`CheckpointError` if there are checkpoints and all are damaged.
         """
         try:
-            return self.read(self.last)
+            return read_checkpoint(self.last, self.run)
         except FileNotFoundError:
             if not self.previous.exists():
                 return None
@@ -93,7 +89,7 @@ class CheckpointStore:
         except CheckpointError as error:
             log.warning("%s: continuing from %s, the one before it", error, self.previous.name)
         try:
-            checkpoint = self.read(self.previous)
+            checkpoint = read_checkpoint(self.previous, self.run)
         except (CheckpointError, FileNotFoundError) as error:
             raise CheckpointError(
                 f"no checkpoint in {self.last.parent} can be read ({error}): start anew with another run_dir"

@@ -23,7 +23,7 @@ class Export(P2OCallback):
 
     def on_fit_end(self, trainer: Trainer, module: Any) -> None:
         try:
-            best = self.store.read(self.store.best)
+            best = read_checkpoint(self.store.best, self.store.run)
         except (CheckpointError, FileNotFoundError) as error:
             log.warning("%s: model/ is the last policy, not the best one", error)
             best = read_checkpoint(self.store.last)
