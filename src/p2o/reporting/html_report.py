@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,16 +37,6 @@ SMOOTHED_TO = 15
 PAIRS = 2
 LONGEST = 8000
 """Characters of one answer on the page."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A template in the tree of an evolution; ``solved`` tells of each dev question whether it is."""
-
-    template: Mapping[str, Any]
-    solved: Sequence[bool]
-    other_parents: Sequence[str]
-    children: list[Node]
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -185,27 +174,22 @@ def examples(group: RunGroup) -> list[tuple[Pair, str, int]]:
     return fallback
 
 
-def tree(pool: Mapping[str, Any]) -> list[Node]:
-    """The templates under their first parents; roots are those whose parents are not of this pool.
+def tree(pool: Mapping[str, Any]) -> dict[str | None, list[Mapping[str, Any]]]:
+    """The templates by their first parent; by None those whose parents are not of this pool.
 
-    Dev questions are drawn in one order for all templates: those that most templates solve come first.
+    ``solved`` tells of each dev question whether it is. The order is the same for all templates: those that most
+    templates solve come first.
     """
-    templates = pool["pool"]
-    solved = {template["id"]: set(template["covers"]) for template in templates}
-    order = sorted(pool["dev_ids"], key=lambda dev: (-sum(dev in ids for ids in solved.values()), dev))
-    nodes: dict[str, Node] = {}
-    roots: list[Node] = []
-    for template in templates:
-        known = [parent for parent in template["parents"] if parent in nodes]
-        node = Node(
-            template=template,
-            solved=[dev in solved[template["id"]] for dev in order],
-            other_parents=known[1:],
-            children=[],
-        )
-        (nodes[known[0]].children if known else roots).append(node)
-        nodes[template["id"]] = node
-    return roots
+    covers = [set(template["covers"]) for template in pool["pool"]]
+    order = sorted(pool["dev_ids"], key=lambda dev: (-sum(dev in ids for ids in covers), dev))
+    children: dict[str | None, list[Mapping[str, Any]]] = {}
+    seen: set[str] = set()
+    for template, ids in zip(pool["pool"], covers, strict=True):
+        first, *others = [parent for parent in template["parents"] if parent in seen] or [None]
+        node = {**template, "solved": [dev in ids for dev in order], "other_parents": others}
+        children.setdefault(first, []).append(node)
+        seen.add(template["id"])
+    return children
 
 
 def ledger_rows(groups: Sequence[RunGroup]) -> list[tuple[str, str, list[float]]]:
