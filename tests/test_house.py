@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "p2o"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
-    ("types", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "ranks", "stop"),
+    ("types", "errors", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "ranks", "stop"),
     ("config",),
     ("environment", "processes", "run_folder", "strategy"),
     ("rewards", "tasks"),
@@ -27,7 +27,7 @@ LEVELS = (
     ("job",),
     ("launch",),
     ("launcher", "command"),
-    ("run", "evaluate", "report"),
+    ("run", "rank", "evaluate", "report"),
 )
 """Rooms and top-level files from the ground up; nothing imports what stands higher."""
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -104,6 +104,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
     policy = ranks.in_turn(
         lambda: load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
     )
+    policy.ranks = ranks
     renderer = PromptRenderer(
         policy.tokenizer, config.data.prompt, config.rollout.max_prompt_tokens, config.model.chat_template_kwargs
     )
@@ -129,7 +130,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
             checkpoints,
             GracefulStop(stop, checkpoints),
         ]
-        with profiling(policy.causal_lm, policy.dtype, enabled=config.profile):
+        with profiling(enabled=config.profile):
             trainer = _trainer(config, state, callbacks, loggers, ranks, stop)
             fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))

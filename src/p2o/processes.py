@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -21,7 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from p2o.config import ConfigError
-from p2o.config.schema import TrainerConfig
+from p2o.config.schema import Config, TrainerConfig
 from p2o.ranks import PATIENCE_S, PeerLostError, Ranks
 from p2o.stop import Stop
 
@@ -31,6 +33,8 @@ LOOK_S = 0.1
 """Between two looks whether a rank was asked to stop."""
 SHUTDOWN_S = 60
 """Seconds that the processes have to write their checkpoint once they are asked to stop."""
+RUN = "P2O_RUN"
+"""The environment variable through which a process hands its run to the ranks that it starts."""
 PASSED_ON = signal.SIGUSR2
 """What interrupts a rank when another one was asked to stop."""
 
@@ -53,17 +57,19 @@ def must_start_ranks(trainer: TrainerConfig) -> bool:
     return devices_per_node(trainer) > 1 and _started_by_others() is None
 
 
-def start_ranks(trainer: TrainerConfig, module: str, arguments: Sequence[str]) -> int:
-    """Run ``python -m module arguments`` once per device of this machine by torch's elastic launcher; the exit code.
+def start_ranks(config: Config, overrides: Sequence[str]) -> int:
+    """Run ``python -m p2o.rank`` once per device of this machine by torch's elastic launcher; the exit code.
 
     A signal to this process reaches all of them.
     """
+    trainer = config.trainer
     if trainer.nodes > 1:
         raise ConfigError(
             [f"trainer.nodes={trainer.nodes}: start the command on every machine by torchrun or srun (docs/scale.md)"]
         )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    config = LaunchConfig(
+    os.environ[RUN] = base64.b64encode(pickle.dumps((config, list(overrides)))).decode()
+    how = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=devices_per_node(trainer),
@@ -75,13 +81,19 @@ def start_ranks(trainer: TrainerConfig, module: str, arguments: Sequence[str]) -
         shutdown_timeout=SHUTDOWN_S,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        elastic_launch(how, sys.executable)("-m", "p2o.rank")
     except ChildFailedError as failed:
         first = failed.failures.get(0) or failed.get_first_failure()[1]
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0
+
+
+def run_of_rank() -> tuple[Config, list[str]]:
+    """Configuration and overrides, as :func:`start_ranks` handed them to this process."""
+    config, overrides = pickle.loads(base64.b64decode(os.environ.pop(RUN)))
+    return config, overrides
 
 
 @contextmanager

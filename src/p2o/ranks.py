@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from p2o.errors import RunError
+
 T = TypeVar("T")
 
 BUCKET = 2**24
@@ -32,11 +34,11 @@ PATIENCE_S = 5.0
 """For which a rank that has failed waits until the others have heard of it."""
 
 
-class PeerLostError(RuntimeError):
+class PeerLostError(RunError):
     """Another process of the run is gone, or cannot be reached."""
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """Ranks that must hold the same values do not."""
 
 

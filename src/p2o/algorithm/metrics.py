@@ -28,15 +28,9 @@ class TokenSums:
             pair = torch.stack((total.detach(), count))
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
-    def put(self, name: str, value: float) -> None:
-        """Set a number that this rank knows without the device; it is summed over ranks like the others."""
-        self._sums[name] = torch.tensor([value, 0.0], dtype=torch.float64)
-
     def largest(self, name: str, values_N: Tensor, over_N: Tensor) -> None:
         """Keep the largest of ``values_N``, numbers of at least 0."""
-        if not len(values_N):
-            return
-        found = torch.where(over_N, values_N, 0).max()
+        found = torch.cat((torch.where(over_N, values_N, 0), values_N.new_zeros(1))).max()
         self._largest[name] = found.maximum(self._largest[name]) if name in self._largest else found
 
     def read(self, ranks: Ranks) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
@@ -45,8 +39,9 @@ class TokenSums:
         The one place of a step that waits for the device.
         """
         names = sorted(self._sums)
-        device = self._sums[names[0]].device
-        table = torch.stack([self._sums[name].to(device) for name in names]).cpu()
+        if not names:
+            return {}, {}
+        table = torch.stack([self._sums[name] for name in names]).cpu()
         ranks.sum([table])
         sums = {name: (total, count) for name, (total, count) in zip(names, table.tolist(), strict=True)}
         largest: dict[str, float] = {}

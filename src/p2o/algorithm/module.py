@@ -10,12 +10,11 @@ Everything that is not the method (checkpoints, stops, logs, progress, export) i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -39,8 +38,6 @@ from p2o.rollout.ledger import Ledger
 from p2o.rollout.sampler import Sampler
 from p2o.tasks.rounds import num_rounds
 from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, SamplingParams, derive_seed
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +127,6 @@ class P2OModule(LightningModule):
             if validated := every is not None and state.step % every == 0:
                 self.validate_plain()
         self._log_accuracy()
-        self._agree()
         self.notify("on_position", ended or validated)  # validated: the best policy must be on disk
 
     def on_train_epoch_end(self) -> None:
@@ -152,7 +148,7 @@ class P2OModule(LightningModule):
             self.validate_plain()
             self.notify("on_position", True)
         hard = mine(state.records, config.hard_set)
-        evolution, note = self._led_by_first(lambda: self.evolve_templates(hard))
+        evolution, note = self.evolve_templates(hard)
         assignment = self.assign_templates(hard, evolution)
         if evolution is not None and not assignment.by_problem:
             note = f"no usable template ({evolution.why_it_stopped}): the next epoch is plain GRPO"
@@ -200,7 +196,7 @@ class P2OModule(LightningModule):
             replace(self.objective, policy=replace(policy, micro_batch_tokens=tokens)),
             seed=derive_seed(self.config.seed, "update", state.step),
             skipped_before=state.skipped_in_a_row,
-            hooks=Hooks(self.manual_backward, self.ranks, lambda *at: self.notify("on_micro_batch_end", *at)),
+            hooks=Hooks(self.manual_backward, lambda *at: self.notify("on_micro_batch_end", *at)),
         )
         fault_point("the update done")
         state.skipped_in_a_row = int(metrics["skipped_in_a_row"])
@@ -231,7 +227,13 @@ class P2OModule(LightningModule):
             limit=metric_calls_left(config.budget, state.ledger),
         )
         questions = [self.problems[problem_id] for problem_id in hard.ids]
-        evolution = evolve(questions, self.evaluate_templates, self.reflector, config.gepa, setting)
+        reflector, evaluate = self.reflector, self.evaluate_templates
+        # Rank 0 leads; the others share each evaluation that it asks for, and learn what it found and what that cost.
+        evolution, costs = self.ranks.lead(
+            lambda: (evolve(questions, evaluate, reflector, config.gepa, setting), state.ledger.to_json()),
+            self.sampler.serve,
+        )
+        state.ledger.by_phase = Ledger.from_json(costs).by_phase
         fault_point("evolved")
         if not self._budget_spent() and evolution.stop_reason == "run_budget":
             state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
@@ -312,20 +314,6 @@ class P2OModule(LightningModule):
         except BaseException:
             self.state.ledger = Ledger.from_json(ledger)
             raise
-
-    def _led_by_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns on rank 0, and what it did to the state. All ranks share its calls of the sampler."""
-        state = self.state
-        made = self.ranks.lead(lambda: (work(), state.ledger.to_json(), state.stop_reason), self.sampler.serve)
-        result, ledger, state.stop_reason = made
-        state.ledger.by_phase = Ledger.from_json(ledger).by_phase  # the sampler has the ledger too
-        return result
-
-    def _agree(self) -> None:
-        """Every rank must stand where rank 0 does, which alone keeps what is for the run's files."""
-        value = self.state.to_json()
-        common = {name: value[name] for name in value.keys() - {"epochs", "files", "platform"}}
-        self.ranks.agree(json.dumps(common, sort_keys=True), f"the state after round {self.state.step}")
 
     def _log_accuracy(self) -> None:
         """For callbacks that monitor a metric, such as Lightning's EarlyStopping."""

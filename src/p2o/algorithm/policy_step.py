@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,12 +32,11 @@ from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.algorithm.training_set import TrainingSet, training_sets
 from p2o.config.schema import Config, DistillationConfig, PolicyConfig
 from p2o.faults import fault_point
-from p2o.policy.layout import DUMMY, NO_TOKENS, MicroBatch, micro_batches
+from p2o.policy.layout import MicroBatch
 from p2o.policy.memory import TokenBudget, must_fit
 from p2o.policy.sharding import whole
 from p2o.profile import timed
-from p2o.ranks import ALONE, Ranks
-from p2o.types import Group, derive_seed
+from p2o.types import Group
 
 if TYPE_CHECKING:
     from p2o.policy.model import Policy
@@ -101,8 +99,6 @@ class Hooks:
 
     backward: Callable[[Tensor], object] = Tensor.backward
     """Called instead of ``loss.backward()``."""
-    ranks: Ranks = ALONE
-    """Who else takes part. Every rank is given all groups, and trains on its share of them."""
     progress: Callable[[int, int], None] | None = None
     """Called after each micro-batch with the completion tokens done and those of the whole update."""
 
@@ -120,6 +116,8 @@ def update(
 ) -> dict[str, float]:
     """Take ``policy.updates_per_round`` optimizer steps on ``groups``; returns the metrics by name.
 
+    Every rank is given all groups, and trains on its share of them.
+
     Groups without a signal are counted and dropped before any forward pass. ``seed`` decides which groups go into
     which step. ``skipped_before`` is the metric ``skipped_in_a_row`` of the update before. ``schedule`` is stepped
     once per optimizer step, also for one that had nothing to train on or was skipped, so that it keeps time with the
@@ -128,22 +126,22 @@ def update(
     Raises :class:`NonFiniteError` at the ``policy.max_skipped_steps``-th skipped step in a row, and
     :class:`p2o.policy.memory.OutOfMemoryError` if a single sequence does not fit.
     """
-    config, ranks = objective.policy, hooks.ranks
+    config, ranks = objective.policy, policy.ranks
     policy.check_layout(config.layout)
     whole = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
     sets = [each.share(config.layout, ranks) for each in whole]
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget, ranks) for later in sets[1:]])]
+    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget) for later in sets[1:]])]
     metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
     signals = Counter(group.signal for group in groups)
-    metrics.count(**{signal.value: signals[signal] for signal in Signal})
-    metrics.count(scored_tokens=sum(later.tokens for later in whole[1:]))
-    with _training_mode(policy, seed, ranks.rank):
+    scored_tokens = sum(later.tokens for later in whole[1:])
+    metrics.count(scored_tokens=scored_tokens, **{signal.value: signals[signal] for signal in Signal})
+    with policy.training(seed):
         for training_set, old_M in zip(sets, before, strict=True):
             policy_step(policy, optimizer, training_set, old_M, objective, metrics, budget, hooks)
             if metrics.skipped_in_a_row >= config.max_skipped_steps:
-                logprobs_M = _logprobs(policy, training_set, objective, budget, ranks)
+                logprobs_M = _logprobs(policy, training_set, objective, budget)
                 raise NonFiniteError(metrics.skipped_in_a_row, training_set, logprobs_M)
             if schedule is not None:
                 schedule.step()
@@ -164,37 +162,30 @@ def policy_step(
 
     ``old_M`` are the sampling policy's log-probs under the training prompts; None if it is the policy itself.
     """
-    done, ranks = metrics.done_tokens, hooks.ranks
+    done, ranks = metrics.done_tokens, policy.ranks
 
     def accumulate(tokens: int) -> TokenSums:
         optimizer.zero_grad()
         metrics.done_tokens, sums = done, TokenSums()
-        batches = _micro_batches(policy, training_set, objective, tokens, ranks)
-        for batch in batches:
+        for batch in policy.micro_batches(training_set.samples, objective.policy.layout, tokens):
             with must_fit(batch):
-                size = {"layers": batch.input_ids.numel(), "head": len(batch.targets)}
-                with timed("forward", **size):
+                with timed("forward", tokens=batch.input_ids.numel()):
                     new_N, entropy_N = _forward(policy, batch, objective)
-                policy_N = new_N.detach() if old_M is None or batch is DUMMY else old_M[batch.tokens].to(new_N.device)
-                if batch is DUMMY:
-                    loss = 0 * new_N.sum()
-                else:
-                    loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
-                with timed("backward", **size):
+                policy_N = new_N.detach() if old_M is None else old_M[batch.tokens].to(new_N.device)
+                loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
+                with timed("backward", tokens=batch.input_ids.numel()):
                     hooks.backward(loss)
             fault_point("a micro-batch")
-            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets) * (batch is not DUMMY), hooks.progress)
-        if not training_set.samples and ranks.size > 1:  # a rank without live groups learns what the others will sum
-            empty = torch.empty(0)
-            _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)
+            metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
         return sums
 
     # Again, in smaller micro-batches, as long as memory runs out.
     sums = ranks.together(lambda: budget.fit(accumulate))
-    gradients = _gradients(policy, ranks)
-    sums.put("samples", len(training_set))
+    gradients = [parameter.grad for parameter in policy.trainable.values() if parameter.grad is not None]
+    if not policy.sharded:  # otherwise each backward pass has summed them
+        ranks.sum(gradients)
     totals, largest = sums.read(ranks)
-    samples, _ = totals.pop("samples")
+    samples = sum(ranks.gather(lambda: len(training_set)))
     loss, kept = totals.pop("loss", (0.0, 0.0))
     tokens = totals["entropy"][1] if totals else 0.0
     metrics.count(trained_samples=samples, trained_tokens=tokens)
@@ -260,56 +251,19 @@ def _loss(
     return losses_N.sum()
 
 
-def _gradients(policy: Policy, ranks: Ranks) -> list[Tensor]:
-    """The summed gradients of all ranks."""
-    parameters = list(policy.trainable.values())
-    if ranks.size > 1 and not policy.sharded:
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        ranks.sum([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _micro_batches(
-    policy: Policy, training_set: TrainingSet, objective: Objective, tokens: int, ranks: Ranks
-) -> list[MicroBatch]:
-    """Ranks that hold parts of the weights make every pass together, so each has as many as the one with the most."""
-    batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
-    if policy.sharded:
-        batches += [DUMMY] * (max(ranks.gather(lambda: len(batches))) - len(batches))
-    return batches
-
-
 def _forward(policy: Policy, batch: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor]:
     return policy.logprobs(batch, temperature=objective.temperature or 1.0, chunk=objective.policy.head_chunk_tokens)
 
 
 @torch.no_grad()
-def _logprobs(
-    policy: Policy, training_set: TrainingSet, objective: Objective, budget: TokenBudget, ranks: Ranks
-) -> Tensor:
+def _logprobs(policy: Policy, training_set: TrainingSet, objective: Objective, budget: TokenBudget) -> Tensor:
     """Log-probs [M] under the training prompts and the current weights."""
     flat_M = torch.empty(training_set.tokens)
 
     def attempt(tokens: int) -> None:
-        for batch in _micro_batches(policy, training_set, objective, tokens, ranks):
+        for batch in policy.micro_batches(training_set.samples, objective.policy.layout, tokens):
             with must_fit(batch):
-                logprobs_N = _forward(policy, batch, objective)[0].cpu()
-                if batch is not DUMMY:
-                    flat_M[batch.tokens] = logprobs_N
+                flat_M[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
 
     budget.fit(attempt)
     return flat_M
-
-
-@contextmanager
-def _training_mode(policy: Policy, seed: int, rank: int) -> Iterator[None]:
-    """Dropout on, drawn from ``seed`` and ``rank``, not from the state that the global generator happens to be in."""
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed("dropout", seed, *([rank] if rank else [])))
-        policy.module.train()
-        try:
-            yield
-        finally:
-            policy.module.eval()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from p2o import json_lines
 from p2o.algorithm.module import P2OModule
 from p2o.algorithm.nonfinite import NonFiniteError
+from p2o.algorithm.state import RunState
 from p2o.callbacks.checkpoint import Checkpoint, CheckpointStore
 from p2o.callbacks.failed_batch import failed_batch
 from p2o.callbacks.growing_files import file_sizes
@@ -45,8 +48,7 @@ class Checkpointing(P2OCallback):
         self.saved_step: int | None = None
         """The step of the checkpoint on disk."""
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, P2OModule)
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         self.saved_step = module.state.step
         if self.resume_from is not None:
             module.policy.load_state_dict(self.resume_from.trainable)
@@ -56,14 +58,14 @@ class Checkpointing(P2OCallback):
             self.ranks.from_first(lambda: self._mark_best(module))  # if it was killed between checkpoint and mark
 
     def on_position(self, trainer: Trainer, module: P2OModule, must_keep: bool) -> None:
+        self._agree(module.state)
         asked = [by for by in self.ranks.gather(lambda: self.stop.by) if by is not None]
         if must_keep or asked or module.state.step % self.every == 0:
             self.save(trainer, module)
         if asked:  # on every rank, so that all end here
             self.stop.ask(asked[0])
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        assert isinstance(module, P2OModule)
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
         if isinstance(exception, NonFiniteError) and self.ranks.is_first:
             path = self.run_dir / "failed_batch.jsonl"
             json_lines.rewrite(path, failed_batch(exception))
@@ -79,6 +81,12 @@ class Checkpointing(P2OCallback):
         checkpoint = self._checkpoint(module)
         self.ranks.from_first(lambda: self._write(trainer, module, checkpoint))
         self.saved_step = module.state.step
+
+    def _agree(self, state: RunState) -> None:
+        """Every rank must stand where rank 0 does, which alone keeps what is for the run's files."""
+        value = state.to_json()
+        common = {name: value[name] for name in value.keys() - {"epochs", "files", "platform"}}
+        self.ranks.agree(json.dumps(common, sort_keys=True), f"the state after round {state.step}")
 
     def _checkpoint(self, module: P2OModule) -> Checkpoint:
         """All ranks take part in it where they hold parts of the weights; it is that of rank 0."""

@@ -81,13 +81,9 @@ class MicroBatch:
         return mask.view(self.input_ids.shape)
 
 
-NO_TOKENS = MicroBatch(*(torch.empty(1, 0, dtype=torch.long),) * 2, (), *(torch.empty(0, dtype=torch.long),) * 4)
-"""A micro-batch without a target."""
-
-
-_ONE = torch.zeros(1, dtype=torch.long)
-DUMMY = MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]]), (Segment(0, 2),), *(_ONE,) * 4)
-"""A pass that a rank makes with the others where it has nothing to train on; its result counts nothing."""
+_NO_TOKENS = torch.empty(0, dtype=torch.long)
+EMPTY = MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]]), (Segment(0, 2),), *(_NO_TOKENS,) * 4)
+"""A pass without a target, which a rank makes with the others if it has nothing to train on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,13 @@ from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, staged_folder
 from p2o.policy.head import token_logprobs
-from p2o.policy.layout import MicroBatch, Segment
+from p2o.policy.layout import EMPTY, MicroBatch, Sample, Segment, micro_batches
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.memory import keep_fewer_kernels
 from p2o.policy.sharding import Root, like, shard, whole_state
+from p2o.ranks import ALONE
+from p2o.types import derive_seed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -51,6 +53,8 @@ class Policy:
         self._live = module
         self._frozen: PreTrainedModel | None = None
         self._module = module
+        self.ranks = ALONE
+        """Who trains it together; each holds all of the weights, or with :meth:`shard` a part."""
         self._root: Root | None = None
         self._no_mask = torch.zeros(1, 1, 1, 2, dtype=torch.bool)
         self.trainable: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -130,6 +134,14 @@ class Policy:
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
             ).last_hidden_state
 
+    def micro_batches(self, samples: Sequence[Sample], layout: str, tokens: int) -> list[MicroBatch]:
+        """:func:`p2o.policy.layout.micro_batches`, at least one if there are several ranks. Those that hold parts of
+        the weights make every pass together, so each gets as many as the one that has the most.
+        """
+        batches = micro_batches(samples, layout, tokens, pad_id=self.pad_id)
+        passes = max(self.ranks.gather(lambda: len(batches))) if self.sharded else self.ranks.size > 1
+        return batches + [EMPTY] * (passes - len(batches))
+
     def logprobs(self, batch: MicroBatch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
         """Log-probs of a micro-batch's N targets at ``temperature``, and the entropies (without gradient), [N] each.
 
@@ -160,6 +172,18 @@ class Policy:
         """Weight [V, D] and bias [V] (or None) that turn a hidden state into logits."""
         layer = self.causal_lm.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)
+
+    @contextmanager
+    def training(self, seed: int) -> Iterator[None]:
+        """Dropout on, drawn from ``seed`` and the rank, not from the state that a global generator happens to be in."""
+        rank = self.ranks.rank
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed("dropout", seed, *([rank] if rank else [])))
+            self.module.train()
+            try:
+                yield
+            finally:
+                self.module.eval()
 
     @contextmanager
     def reference(self) -> Iterator[None]:
