@@ -58,7 +58,7 @@ def test_a_file_with_every_fault_trains_on_the_rest_and_says_what_is_left_out(dr
     life = driver.live(folder / "run", *OWN_DATA, path, "data.columns.id=id", "data.train_size=10")
     assert life.code == 0, life.said
     log = (folder / "run" / "log.txt").read_text()
-    for fault in ("line that is no JSON", "line that is no object", "question that is no text", "id seen before"):
+    for fault in ("line that is not JSON", "line that is not an object", "question that is not text", "id seen before"):
         assert f"left out, {fault}" in log
     assert "jsonl: 17 of 22 rows are usable" in log
     names = [str(path.relative_to(folder)) for path in folder.rglob("*")]

@@ -1,4 +1,4 @@
-"""When loss or gradient are not finite again and again: the run stops, and the batch that did it is kept."""
+"""If the loss or gradient is not finite again and again, the run stops and keeps the last batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from p2o.algorithm.training_set import TrainingSet
 
 
 class NonFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite; :meth:`rows` is the last one's batch."""
+    """Too many steps in a row had a non-finite loss or gradient; :meth:`rows` is the last one's batch."""
 
     def __init__(self, steps: int, batch: TrainingSet, logprobs: Tensor) -> None:
         """``logprobs`` [M] are those of the batch's tokens under the policy, which the skipped steps left as it was."""
         super().__init__(
-            f"loss or gradient were not finite in {steps} optimizer steps in a row, none of which was taken: lower "
-            "tuning.learning_rate, or go on with a larger policy.max_skipped_steps"
+            f"the loss or gradient was not finite in {steps} optimizer steps in a row, all skipped: lower "
+            "tuning.learning_rate, or continue with a larger policy.max_skipped_steps"
         )
         self.batch = batch
         self.logprobs = logprobs
@@ -27,7 +27,7 @@ class NonFiniteError(RuntimeError):
     def rows(self) -> Iterator[dict[str, Any]]:
         """One object per sample: prompt and completion as token ids, advantage, log-probs.
 
-        JSON knows finite numbers only: any other comes as a string, "nan", "inf" or "-inf".
+        JSON has finite numbers only: any other becomes a string, "nan", "inf" or "-inf".
         """
         batch = self.batch
         ends = accumulate((len(sample.completion) for sample in batch.samples), initial=0)

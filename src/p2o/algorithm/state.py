@@ -1,4 +1,4 @@
-"""What a resume needs beside weights and optimizer: one JSON value."""
+"""What a resume needs besides weights and optimizer: one JSON value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Stage(StrEnum):
     """Where the alternating maximisation stands."""
 
     START = "start"
-    """Nothing but the initial weights; the first validation is due."""
+    """Only the initial weights; the first validation is due."""
     POLICY = "policy"
     """Inside an epoch's rounds."""
     PROMPT = "prompt"
@@ -75,7 +75,7 @@ class RunState:
     platform: dict[str, str] = field(default_factory=dict)
     """What the last launch computed with (threads, devices, versions): on another platform, bits may differ."""
     files: dict[str, int] = field(default_factory=dict)
-    """Bytes of the growing files that belong to this position, by path in the run's folder."""
+    """Size in bytes of each growing file at this position, by path in the run's folder."""
 
     def to_json(self) -> dict[str, Any]:
         value = {

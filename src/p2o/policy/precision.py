@@ -1,4 +1,4 @@
-"""Is bfloat16, the arithmetic of the forward pass by default, what this processor is fast at?"""
+"""Is this processor fast at bfloat16, the default arithmetic of the forward pass?"""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from p2o.config.schema import ModelConfig
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags of /proc/cpuinfo: of x86 the first two, of ARM the third."""
+"""Flags in /proc/cpuinfo: the first two on x86, the third on ARM."""
 
 log = logging.getLogger(__name__)
 
 
 def lacks_bfloat16(cpuinfo: str) -> bool:
-    """Whether a processor says what it can do, and bfloat16 is not among it."""
+    """Whether a processor lists its features, and bfloat16 is not among them."""
     lines = [line.partition(":") for line in cpuinfo.splitlines()]
     flags = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
     return bool(flags) and not flags & BFLOAT16
 
 
 def hint_at_precision(model: ModelConfig, device: str) -> None:
-    """A line where ``model.dtype=bfloat16`` is emulated on the CPU; nothing if nobody can tell."""
+    """Log a line if ``model.dtype=bfloat16`` is emulated on the CPU; nothing if nobody can tell."""
     cpuinfo = Path("/proc/cpuinfo")
     if device != "cpu" or model.dtype != "bfloat16" or not cpuinfo.is_file():
         return
