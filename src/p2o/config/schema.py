@@ -301,9 +301,9 @@ class Config:
     """A training run."""
 
     name: str = "p2o"
-    """What is studied; an experiment sets it."""
+    """Name of the experiment, which sets it."""
     scale: str = "local"
-    """At what scale; a scale sets it."""
+    """Name of the scale, which sets it."""
     seed: int = 0
     """Seed of everything that the run draws."""
     run_dir: str = key(MISSING, identity=False)
