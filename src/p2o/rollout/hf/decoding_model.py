@@ -47,7 +47,7 @@ def _weights(layer: Layer) -> _Weights:
         return _Weights(base.weight, base.bias)
     names = layer.active_adapters
     if len(names) != 1 or layer.lora_variant or layer.merged or layer.lora_bias[names[0]]:
-        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter without a bias per layer, not {layer}")
+        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter per layer, without a bias, not {layer}")
     (name,) = names
     down: Any = layer.lora_A[name]
     up: Any = layer.lora_B[name]
