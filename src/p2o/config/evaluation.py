@@ -43,7 +43,7 @@ class BenchmarksConfig:
     files: list[str] = field(default_factory=list)
     """Further questions: jsonl files by path."""
     runs: list[str] = field(default_factory=list)
-    """Run folders; their held-out questions are judged with the run's own prompt and reward."""
+    """Run folders; their held-out questions are answered and graded with the run's own prompt and reward."""
 
 
 @dataclass(kw_only=True)
@@ -62,13 +62,13 @@ class EvaluateConfig:
     samples: int | None = key(None, above=0)
     """Answers per question; null = 16 for sets under 100 questions, else 1."""
     temperature: float | None = key(None, at_least=0)
-    """null = 0.6 if a question is answered more than once, else 0 (greedy)."""
+    """Sampling temperature; null = 0.6 if a question is answered more than once, else 0 (greedy)."""
     limit: int | None = key(None, above=0)
     """Questions to take from the start of each set. The protocol still follows the whole set's size."""
     pass_at: list[int] = key([1, 4, 16], at_least=1, identity=False)
     """Values of k for Pass@k; those above the number of samples are left out."""
     confidence: float = key(0.95, above=0, below=1, identity=False)
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
     resamples: int = key(9999, above=0, identity=False)
     """Draws of the bootstrap and of the permutation test."""
     compare: str | None = key(None, identity=False)

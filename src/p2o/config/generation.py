@@ -88,7 +88,7 @@ class VllmServerRollout(ProbedRollout):
     api_key_env: str = key("VLLM_API_KEY", identity=False)
     """Name of the environment variable that holds the servers' key, if they need one."""
     adapter_dir: str | None = key(None, identity=False)
-    """Folder that the servers see under the same path; null = one below ``run_dir``."""
+    """Folder of the adapters, under the same path on the servers; null = one below ``run_dir``."""
     concurrency: int = key(64, above=0, identity=False)
     """Requests in flight per server."""
     timeout_s: float = key(600.0, above=0, identity=False)

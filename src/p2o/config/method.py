@@ -41,7 +41,7 @@ class PolicyConfig:
     max_skipped_steps: int = key(3, above=0, identity=False)
     """Stop after skipping this many steps in a row whose loss or gradient was not finite."""
     layout: str = key("shared_prefix", choices=("padded", "packed", "shared_prefix"))
-    """How rollouts are laid out in a micro-batch."""
+    """How rollouts are laid out in a micro-batch; see p2o.policy.layout."""
     micro_batch_tokens: int = key(2048, above=0)
     """Tokens per micro-batch. It sets memory and speed; the gradient changes by rounding only."""
     head_chunk_tokens: int = key(256, above=0)
@@ -76,7 +76,7 @@ class HardSetConfig:
     tau: int = key(2, above=0)
     """Successes in a group at which its question is not hard."""
     min_size: int = key(4, above=0)
-    """A smaller hard set is trained with plain GRPO."""
+    """After a smaller hard set the next epoch is plain GRPO."""
     plain_rollouts: int = key(1, at_least=0)
     """Rollouts of a templated group that stay plain."""
 

@@ -179,11 +179,11 @@ class ColumnsConfig:
     """Names of the columns."""
 
     id: str | None = None
-    """null = a digest of the question."""
+    """Column of the id; null = a digest of the question."""
     question: str = "problem"
-    """The question's text."""
+    """Column of the question."""
     answer: str = "answer"
-    """The gold answer."""
+    """Column of the gold answer."""
 
 
 @dataclass(kw_only=True)
@@ -266,9 +266,9 @@ class TrainerConfig:
     epochs: int = key(3, above=0)
     """Passes over the training questions; templates evolve in between."""
     rounds_per_epoch: int | None = key(None, above=0)
-    """null = every training question once per epoch."""
+    """Rounds per epoch; null = every training question once."""
     accelerator: str = key("cpu", choices=("cpu", "gpu"), identity=False)
-    """The device that trains, always one; docs/rollout.md says how several can generate."""
+    """Kind of the one device that trains; docs/rollout.md says how several can generate."""
     threads: int | None = key(None, above=0, identity=False)
     """torch threads; null = one per processor."""
     checkpoint_every: int = key(1, above=0)
