@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import yaml
 from omegaconf import DictConfig
 
 from p2o.config import load_config
-from p2o.launcher import available_gib
 
 ROOT = Path(__file__).parents[1]
 CHOICES = sorted(path.stem for path in (ROOT / "conf" / "experiment" / "choice").glob("*.yaml"))
@@ -56,7 +54,6 @@ hydra:
           model.params.steps, trainer.progress, reward.workers]
   launcher:
     jobs: 2
-    memory_gib: 0.1
   sweeper:
     params:
       +experiment: grpo
@@ -120,12 +117,13 @@ def test_a_killed_sweep_takes_its_job_along_and_goes_on_where_it_stopped(
     last = again.stdout.splitlines()[-5:]
     assert last[0].startswith("2 of 4 jobs complete")
     assert [line.split(" model")[0] for line in last[1::2]] == [
-        f"failed: +experiment=grpo trainer.epochs=1 seed={s}" for s in (0, 1)
+        f"failed: #{number} +experiment=grpo trainer.epochs=1 seed={seed}" for number, seed in ((1, 0), (3, 1))
     ]
+    assert "model.architecture" in last[2]
+    assert "nonsense" in last[2]
+    assert not run_dir("nonsense", 0).exists()
     overrides = yaml.safe_load((run_dir("llama", 1) / "overrides.yaml").read_text())
     assert {"+experiment=grpo", "seed=1", "model.architecture=llama"} <= set(overrides)
-    assert "nonsense" in (run_dir("nonsense", 0) / "launch.log").read_text()
-    assert "nonsense" not in (run_dir("llama", 0) / "launch.log").read_text()
 
 
 @pytest.mark.timeout(900)
@@ -154,9 +152,11 @@ def test_jobs_side_by_side_make_their_model_once_and_are_not_taken_for_others(
     assert "budget.tokens: 1000000 there, 2000000 asked for" in other.stdout
     assert (tmp_path / "runs" / "results.csv").read_text().count("\n") == 1, "its figures are not those asked for"
 
-
-def test_memory_that_is_free_is_known_here() -> None:
-    assert 0.01 < available_gib() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    failing = sweep("rollout.max_prompt_tokens=5", "seed=0")
+    assert failing.returncode == 1
+    (log,) = tmp_path.glob("runs/**/*max_prompt_tokens=5*/**/launch.log")
+    assert f"exit code 2, see {log.relative_to(tmp_path)}" in failing.stdout
+    assert "no training question fits" in log.read_text()
 
 
 @pytest.mark.parametrize("choice", CHOICES)
