@@ -64,11 +64,11 @@ class RunResult:
 
 
 def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = ()) -> RunResult:
-    """Run, or continue, the job that ``config`` describes; ``stop`` is what may ask it to end early. ``overrides`` are
-    those that it was composed with, for ``overrides.yaml``.
+    """Run or continue the job that ``config`` describes; ``stop`` may ask it to end early. ``overrides`` are those that
+    composed it, for ``overrides.yaml``.
 
     Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
-    ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the fix.
+    ``CheckpointError`` before anything heavy if the input cannot work; each names the key or file and the fix.
     """
     stop = stop or Stop()
     with joined(config.trainer, stop) as ranks, ExitStack() as held:
@@ -96,8 +96,8 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
         raise DataError(
-            f"the questions are not those that the run in {run_dir} began with: put the data back as they were, or "
-            "give another run_dir"
+            f"the questions are not those that the run in {run_dir} began with: restore the data, or give another "
+            "run_dir"
         )
     state.data = problems.fingerprint
     ranks.from_first(lambda: rewind_files(run_dir, state.files))
@@ -174,10 +174,10 @@ def _named_parts(
 ) -> Reflector | None:
     """Look up everything that the configuration names and that can be missing, before anything is loaded.
 
-    Returns the template writer of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it writes.
+    Returns the reflector of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it reflects.
     """
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
-        raise ConfigError(["trainer.accelerator=gpu, and torch finds none here: use trainer=cpu"])
+        raise ConfigError(["trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu"])
     preset(config.policy.loss)
     if isinstance(config.rollout, CustomRollout):
         load_object(config.rollout.factory, "rollout.factory")
@@ -197,5 +197,5 @@ def _named_parts(
     except UnreachableError as error:
         if not resumed:
             raise
-        log.warning("%s. The run continues without it for as long.", error)
+        log.warning("%s. The run continues without it for now.", error)
     return reflector

@@ -1,6 +1,6 @@
-"""What an update did, as numbers: added up on the device while it runs, read once per optimizer step.
+"""An update's metrics: summed on the device while it runs, read once per optimizer step.
 
-Every metric is named once, where it is computed; a loss of your own adds its metrics by returning them.
+Every metric is named once, where it is computed; a custom loss adds its metrics by returning them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from p2o.ranks import Ranks
 
 
 class TokenSums:
-    """Sums of per-token numbers with the number of tokens that each is over, float64, on the tokens' device."""
+    """Sums of per-token numbers, each with its token count, in float64 on the tokens' device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -36,7 +36,7 @@ class TokenSums:
     def read(self, ranks: Ranks) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
         """Name → (sum, tokens), and name → largest value, over all ranks.
 
-        The one place of a step that waits for the device.
+        The only place in a step that waits for the device.
         """
         names = sorted(self._sums)
         if not names:
@@ -58,7 +58,7 @@ class UpdateMetrics:
         self.done_tokens = 0
         """Completion tokens that went through the loss, out of ``total_tokens``."""
         self.skipped_in_a_row = skipped_in_a_row
-        """Steps skipped since the last one that was taken, those of earlier updates included."""
+        """Steps skipped since the last one that was taken, earlier updates included."""
         self._counts: dict[str, float] = {"forward_tokens": 0}
         self._sums: dict[str, tuple[float, float]] = {}
         self._largest: dict[str, float] = {}
@@ -70,7 +70,7 @@ class UpdateMetrics:
             self._counts[name] = self._counts.get(name, 0) + value
 
     def micro_batch(self, rows: int, targets: int, progress: Callable[[int, int], None] | None) -> None:
-        """A micro-batch of ``rows`` tokens, prompts and padding included, and ``targets`` completion tokens is done."""
+        """Record a micro-batch of ``rows`` tokens (prompts and padding too), ``targets`` of them completion tokens."""
         self._counts["forward_tokens"] += rows
         self.done_tokens += targets
         if progress is not None:
@@ -85,13 +85,13 @@ class UpdateMetrics:
             self._largest[name] = max(self._largest.get(name, 0.0), value)
 
     def taken(self, loss: float, grad_norm: float) -> None:
-        """A step was taken: its loss, which does not measure progress, and its gradient's norm before clipping."""
+        """Record a step taken: its loss, which does not measure progress, and its gradient norm before clipping."""
         self._per_step["loss"].append(loss)
         self._per_step["grad_norm"].append(grad_norm)
         self.skipped_in_a_row = 0
 
     def skipped(self) -> None:
-        """A step was not taken, since its loss or its gradient was not finite."""
+        """Record a step skipped because its loss or gradient was not finite."""
         self._skipped += 1
         self.skipped_in_a_row += 1
 

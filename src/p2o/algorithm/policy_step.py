@@ -1,9 +1,8 @@
 """The policy phase's update: groups with their advantages in, optimizer steps and metrics out (equation 6).
 
-:func:`policy_step` is one optimizer step from top to bottom. It sums the gradients of all micro-batches without any
-denominator and divides once, when every token has been counted: so the result does not depend on how the batch was
-split, and tokens that the context mask drops can leave the denominator although they are known only after their
-forward pass.
+:func:`policy_step` is one optimizer step from top to bottom. It sums the gradients of all micro-batches undivided
+and divides once, when every token has been counted. So the result does not depend on how the batch was split, and
+tokens that the context mask drops can leave the denominator, although they are known only after their forward pass.
 
 Plain functions; a framework hooks in through :class:`Hooks`.
 
@@ -70,19 +69,19 @@ class Objective:
         )
 
     def advantages(self, group: Group) -> GroupAdvantages:
-        """Equation 2, as ``policy.loss`` and ``policy.baseline`` have it."""
+        """Equation 2, as ``policy.loss`` and ``policy.baseline`` set it."""
         scale_by_std = preset(self.policy.loss).scale_by_std
         return group_advantages(group, scale_by_std=scale_by_std, baseline=self.policy.baseline)
 
     def denominator(self, samples: float, tokens: float, kept: float) -> float:
-        """What a step's summed gradient is divided by, of its samples, tokens and the tokens that have a loss."""
+        """What a step's summed gradient is divided by, given its samples, tokens and tokens that have a loss."""
         if not preset(self.policy.loss).per_token:
             return samples * self.max_new_tokens
         return kept if self.distillation.mask_denominator == "kept" else tokens
 
 
 class Optimizer(Protocol):
-    """What is used of an optimizer, or of a framework's wrapper of one."""
+    """The part of an optimizer, or of a framework's wrapper, that an update uses."""
 
     def step(self) -> object: ...
 
@@ -120,8 +119,7 @@ def update(
 
     Groups without a signal are counted and dropped before any forward pass. ``seed`` decides which groups go into
     which step. ``skipped_before`` is the metric ``skipped_in_a_row`` of the update before. ``schedule`` is stepped
-    once per optimizer step, also for one that had nothing to train on or was skipped, so that it keeps time with the
-    rounds.
+    once per optimizer step, even if that was empty or skipped, so that it keeps pace with the rounds.
 
     Raises :class:`NonFiniteError` at the ``policy.max_skipped_steps``-th skipped step in a row, and
     :class:`p2o.policy.memory.OutOfMemoryError` if a single sequence does not fit.
@@ -179,8 +177,7 @@ def policy_step(
             metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
         return sums
 
-    # Again, in smaller micro-batches, as long as memory runs out.
-    sums = ranks.together(lambda: budget.fit(accumulate))
+    sums = ranks.together(lambda: budget.fit(accumulate))  # again, in smaller micro-batches, while memory runs out
     gradients = [parameter.grad for parameter in policy.trainable.values() if parameter.grad is not None]
     if not policy.sharded:  # otherwise each backward pass has summed them
         ranks.sum(gradients)
@@ -201,7 +198,7 @@ def policy_step(
                 fault_point("after the optimizer's step")
                 metrics.taken(loss / denominator, norm)
             else:
-                log.warning("an optimizer step is skipped: its loss is %s, its gradient's norm %s", loss, norm)
+                log.warning("skipping an optimizer step: its loss is %s, its gradient norm %s", loss, norm)
                 metrics.skipped()
     optimizer.zero_grad()
 

@@ -35,7 +35,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Policy:
-    """A model, its tokenizer and what is trained of it. Build it with :func:`load_policy`.
+    """A model, its tokenizer and its trained tensors. Build it with :func:`load_policy`.
 
     Shapes: B rows, T tokens, D hidden size, V vocabulary.
     """
@@ -66,7 +66,7 @@ class Policy:
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The transformers model: of a LoRA policy the one that carries the adapter's layers."""
+        """The transformers model: for a LoRA policy the one that carries the adapter's layers."""
         return cast(
             PreTrainedModel, self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
         )
@@ -100,7 +100,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # load_tokenizer sees to it that there is one
+        return int(self.tokenizer.pad_token_id)  # load_tokenizer makes sure that there is one
 
     @property
     def device(self) -> torch.device:
@@ -124,8 +124,8 @@ class Policy:
         lm = self.causal_lm
         arguments: dict[str, Any] = {"attention_mask": attention_mask}
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
-            # transformers makes no mask of its own where it is given a whole one; this one would fit no attention but
-            # the one that ignores it.
+            # transformers makes no mask of its own if it is given a whole one; this one fits only the attention that
+            # ignores it.
             arguments = {"attention_mask": self._no_mask, "blocks": attention_mask}
         if isinstance(arguments["attention_mask"], Tensor) and arguments["attention_mask"].dim() == 4:
             _check_full_attention(lm)
@@ -256,7 +256,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lo
     ``fused_lora`` is ``policy.fused_lora``.
 
     Raises :class:`ModelError` when the model cannot be loaded, a target module does not exist, or the model's logits
-    are not its hidden states times its head (the chunked log-probs rest on that).
+    are not its hidden states times its head (the chunked log-probs rely on that).
     """
     if model.dtype not in DTYPES:
         raise ModelError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
@@ -279,7 +279,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lo
             fuse_adapter(module)
     embedding: Any = lm.get_input_embeddings()
     if model.sparse_embedding and embedding.weight is lm.get_output_embeddings().weight:
-        # Where it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
+        # If it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
         # added to it, without a second table as large as the vocabulary.
         embedding.sparse = True
     policy = Policy(module, tokenizer, dtype, model)
@@ -307,7 +307,7 @@ def check_head(policy: Policy) -> None:
 
 @torch.no_grad()
 def _check_segments(policy: Policy) -> None:
-    """The blocks must reach the model's attention: what one branch says may not matter to the other."""
+    """The blocks must reach the model's attention: one branch must not affect the other."""
     ids_BT = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 8, 9]]) % policy.causal_lm.config.vocab_size
     positions_BT = torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=policy.device)
     blocks = build_blocks((Segment(0, 3), Segment(3, 2, 0, 3), Segment(5, 2, 0, 3)), 7, policy.device)
@@ -315,7 +315,7 @@ def _check_segments(policy: Policy) -> None:
         one, other = (policy.hidden_states(row[None], positions_BT, blocks) for row in ids_BT.to(policy.device))
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"{type(policy.causal_lm).__name__} does not hand its keyword arguments to its attention: "
+            f"{type(policy.causal_lm).__name__} does not pass its keyword arguments to its attention: "
             f"set model.attn_implementation=eager policy.layout=padded [{error}]"
         ) from error
     if not torch.equal(one[:, :5], other[:, :5]):
@@ -335,7 +335,7 @@ def _check_full_attention(lm: PreTrainedModel) -> None:
 
 
 def _set_saved_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """transformers records the live module's float32; the saved tensors are what a loader should go by."""
+    """transformers records the live module's float32; a loader should go by the saved tensors."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
