@@ -91,7 +91,10 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
     state.platform = platform
     loggers = instantiate_nodes(config.logger, "logger", Logger, config.extensions.allow)  # type: ignore[type-abstract]
     watchers = instantiate_nodes(config.callbacks, "callbacks", Callback, config.extensions.allow)
-    reflector = _named_parts(config, state, run_dir, resumed=checkpoint is not None, sampler=lambda: sampler)
+    resumed, first = checkpoint is not None, ranks.is_first
+    reflector = ranks.together(
+        lambda: _named_parts(config, state, run_dir, resumed=resumed, first=first, sampler=lambda: sampler)
+    )
     problems = ranks.in_turn(lambda: load_problems(config.data, config.reward))
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
@@ -170,11 +173,12 @@ def _trainer(
 
 
 def _named_parts(
-    config: Config, state: RunState, run_dir: Path, *, resumed: bool, sampler: Callable[[], Sampler]
+    config: Config, state: RunState, run_dir: Path, *, resumed: bool, first: bool, sampler: Callable[[], Sampler]
 ) -> Reflector | None:
     """Look up everything that the configuration names and that can be missing, before anything is loaded.
 
-    Returns the reflector of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it reflects.
+    Returns the reflector of the prompt phase, None for plain GRPO; it asks for ``sampler`` when it reflects, and the
+    ``first`` rank alone asks whether it can be reached.
     """
     if config.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
         raise ConfigError(["trainer.accelerator=gpu, but torch finds no GPU here: use trainer=cpu"])
@@ -193,7 +197,8 @@ def _named_parts(
         run_dir=run_dir,
     )
     try:
-        reflector.check()
+        if first:
+            reflector.check()
     except UnreachableError as error:
         if not resumed:
             raise

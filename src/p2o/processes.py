@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import logging
 import os
 import pickle
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -24,6 +26,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from p2o.config import ConfigError
 from p2o.config.schema import Config, TrainerConfig
+from p2o.errors import InputError, RunError
 from p2o.ranks import PATIENCE_S, PeerLostError, Ranks
 from p2o.stop import Stop
 
@@ -35,6 +38,7 @@ SHUTDOWN_S = 60
 """Seconds that the processes have to write their checkpoint once they are asked to stop."""
 RUN = "P2O_RUN"
 """The environment variable through which a process hands its run to the ranks that it starts."""
+_PR_SET_PDEATHSIG = 1
 PASSED_ON = signal.SIGUSR2
 """What interrupts a rank when another one was asked to stop."""
 
@@ -92,6 +96,8 @@ def start_ranks(config: Config, overrides: Sequence[str]) -> int:
 
 def run_of_rank() -> tuple[Config, list[str]]:
     """Configuration and overrides, as :func:`start_ranks` handed them to this process."""
+    if sys.platform == "linux":  # a process that is killed cannot end what it has started
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     config, overrides = pickle.loads(base64.b64decode(os.environ.pop(RUN)))
     return config, overrides
 
@@ -132,9 +138,15 @@ def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=trainer.wait_s))
         with _stops_passed_on(stop, store.clone()):
             yield Ranks(rank, size, local_rank=local_rank, local_size=local_size, control=control)
-    except PeerLostError:
+    except PeerLostError as lost:
         _hear(stop, store)
         stop.check()  # it is gone since it was asked to stop
+        if (why := _why(store)) is not None:
+            raise PeerLostError(why) from lost
+        raise
+    except Exception as error:
+        told = isinstance(error, InputError | RunError)
+        store.set("error", f"rank {rank}: {error if told else traceback.format_exc()}")
         raise
     finally:
         _leave(store, rank, size)
@@ -186,6 +198,13 @@ def _hear(stop: Stop, store: dist.Store) -> None:
     with suppress(RuntimeError):  # the store is gone, and with it the run
         if store.check(["stop"]):
             stop.ask(signal.Signals(int(store.get("stop"))))
+
+
+def _why(store: dist.Store) -> str | None:
+    """What a rank said that has failed by itself."""
+    with suppress(RuntimeError):  # the store is gone, and with it the run
+        return store.get("error").decode() if store.check(["error"]) else None
+    return None
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "end_to_end"))
 
 
-def run(folder: Path, *overrides: str, size: int = 2) -> Job:
-    return start(folder.parent, *JOB, *overrides, f"run_dir={folder}", size=size)
+def run(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str] | None = None) -> Job:
+    return start(folder.parent, *JOB, *overrides, f"run_dir={folder}", size=size, fault=fault)
 
 
 def finished(folder: Path, *overrides: str, size: int = 2) -> Path:
@@ -142,3 +144,40 @@ def test_weights_that_are_split_over_the_ranks_change_nothing(tuning: str, tmp_p
         finished(tmp_path / "one" / "run", *both, size=1),
         finished(tmp_path / "two" / "run", *both, "trainer.strategy=fsdp2"),
     )
+
+
+@pytest.mark.parametrize("point", ["a step of decoding", "a micro-batch", "update"])
+def test_an_error_on_one_rank_is_one_message_of_rank_0(point: str, tmp_path: Path) -> None:
+    """While others wait for it or compute, and between what they agree on."""
+    job = run(tmp_path / "run", fault=(1, point))
+    assert job.wait() == [1, 1], "\n".join(job.said)
+    assert job.said[0].count("the engine of this rank is gone") == 1
+    assert "Traceback" not in job.said[0]
+    assert job.said[1] == ""
+
+
+def writers(log: Path) -> list[str]:
+    """Processes whose standard output is this file."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if log.samefile(process / "fd" / "1"):
+                found.append(process.name)
+    return found
+
+
+def test_the_command_starts_its_own_processes(tmp_path: Path, alone: Callable[[int], Path]) -> None:
+    assert_same_run(alone(1), finished(tmp_path / "run", "seed=1", "trainer.devices=2", size=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with the one that started them by a call of Linux")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_the_command_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = run(run_dir, "trainer.epochs=50", "trainer.devices=2", size=1)
+    until(lambda: (run_dir / "checkpoints" / "last.ckpt").exists())
+    assert len(writers(job.logs[0])) >= 3
+    os.kill(job.processes[0].pid or 0, number)
+    assert job.wait() == [143 if number == signal.SIGTERM else -signal.SIGKILL], job.said[0]
+    until(lambda: not writers(job.logs[0]))
+    assert job.said[0].count("Stopped by SIGTERM") == 1

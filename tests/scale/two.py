@@ -17,6 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from p2o import faults
+from p2o.rollout.engine import EngineError
+
 HERE = Path(__file__).parent
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["p2o.launch", "scale_work"])
@@ -95,24 +98,35 @@ class Job:
         return [log.read_text() for log in self.logs]
 
 
-def start(folder: Path, *overrides: str, size: int = 2) -> Job:
-    """``python -m p2o.run`` with these overrides on each rank, as torchrun starts it; by itself for ``size=1``."""
+def start(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str] | None = None) -> Job:
+    """``python -m p2o.run`` with these overrides on each rank, as torchrun starts it; by itself for ``size=1``.
+
+    ``fault`` is the rank that fails, and the point of :mod:`p2o.faults` at which it does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     job = Job([], [])
     for rank, variables in enumerate(environment(size) if size > 1 else [{"OMP_NUM_THREADS": "1"}]):
         log = folder / f"rank-{rank}.log"
-        process = CONTEXT.Process(target=_command, args=(variables, log, [*overrides, f"trainer.devices={size}"]))
+        point = fault[1] if fault is not None and fault[0] == rank else None
+        arguments = [f"trainer.devices={size}", *overrides]
+        process = CONTEXT.Process(target=_command, args=(variables, log, arguments, point))
         process.start()
         job.processes.append(process)
         job.logs.append(log)
     return job
 
 
-def _command(variables: dict[str, str], log: Path, arguments: list[str]) -> None:
+def _fail() -> None:
+    raise EngineError("the engine of this rank is gone")
+
+
+def _command(variables: dict[str, str], log: Path, arguments: list[str], point: str | None) -> None:
     os.environ.update(variables)
     with log.open("wb") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     faulthandler.dump_traceback_later(100)  # if it hangs, the test shows where
+    if point is not None:
+        faults.listen(lambda name, _: _fail() if name == point else None)
     sys.argv = ["p2o.run", *arguments]
     runpy.run_module("p2o.run", run_name="__main__", alter_sys=True)
