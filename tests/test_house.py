@@ -55,12 +55,12 @@ def name(path: Path) -> str:
 
 
 def lines_of_code(path: Path) -> int:
-    """Lines without blank ones, comments and the strings that document."""
+    """Lines without blank ones, comments, and the docstrings of modules, classes and functions."""
     text = path.read_text(encoding="utf-8")
     prose: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            prose.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            prose.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     lines = enumerate(text.splitlines(), start=1)
     return sum(bool(line.strip()) and not line.lstrip().startswith("#") and i not in prose for i, line in lines)
 

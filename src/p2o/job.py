@@ -35,7 +35,6 @@ from p2o.extensions import load_object
 from p2o.faults import fault_point
 from p2o.logs import log_to, quiet_libraries
 from p2o.policy.model import load_policy
-from p2o.policy.precision import hint_at_precision
 from p2o.profile import profiling
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
@@ -69,7 +68,6 @@ def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = (
     ``CheckpointError`` before anything heavy where the input cannot work; each names the key or file and the fix.
     """
     with run_folder(config) as run_dir, log_to(run_dir / "log.txt"):
-        hint_at_precision(config.model, config.trainer.accelerator)
         return _train(config, run_dir, stop or Stop(), overrides)
 
 

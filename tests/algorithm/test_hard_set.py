@@ -62,6 +62,6 @@ def test_mine_sorts_and_counts() -> None:
         "unseen": Record(),
     }
     config = HardSetConfig(rule="plain_probe", tau=2)
-    assert mine(records, config) == HardSet(ids=("a", "b", "z"), all_fail=2, scaffolded=1)
+    assert mine(records, config) == HardSet(ids=("a", "b", "z"), all_fail=2)
     assert mine(dict(reversed(records.items())), config) == mine(records, config)
     assert mine({}, config) == HardSet()

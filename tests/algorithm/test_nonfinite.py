@@ -18,6 +18,7 @@ from ranks import Ranks
 from torch import Tensor
 
 from p2o.algorithm.nonfinite import NonFiniteError
+from p2o.callbacks.failed_batch import failed_batch
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.model import Policy
 from p2o.types import Group
@@ -109,7 +110,7 @@ def test_the_batch_is_handed_over_in_full(tiny_policy: Tiny) -> None:
     policy = tiny_policy()
     with poisoned(policy, math.nan), pytest.raises(NonFiniteError) as caught:
         step(policy, adamw(policy), skipped_before=2)
-    rows = [json.loads(json.dumps(row, allow_nan=False)) for row in caught.value.rows()]
+    rows = [json.loads(json.dumps(row, allow_nan=False)) for row in failed_batch(caught.value)]
     groups = {g.problem.id: g for g in mixed_groups()}
     assert sorted({row["problem_id"] for row in rows}) == ["all templated", "plain", "two templates"]
     assert len(rows) == 12

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from p2o.config.schema import HardSetConfig
 from p2o.types import Group
-
-if TYPE_CHECKING:
-    from p2o.config.schema import HardSetConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +43,11 @@ class Record:
 class HardSet:
     """The hard questions of the next epoch: ``ids`` in sorted order, whatever order the epoch visited them in.
 
-    ``all_fail`` of them had no correct rollout at all (the intractable ones of the paper's Figure 4);
-    ``scaffolded`` of them were solved under a template only.
+    ``all_fail`` of them had no correct rollout at all (the intractable ones of the paper's Figure 4).
     """
 
     ids: tuple[str, ...] = ()
     all_fail: int = 0
-    scaffolded: int = 0
 
 
 def is_hard(record: Record, config: HardSetConfig) -> bool:
@@ -73,5 +68,4 @@ def mine(records: Mapping[str, Record], config: HardSetConfig) -> HardSet:
     return HardSet(
         ids=tuple(sorted(hard)),
         all_fail=sum(record.correct == 0 for record in hard.values()),
-        scaffolded=sum(record.templated_correct > 0 and record.plain_correct == 0 for record in hard.values()),
     )

@@ -14,16 +14,17 @@ from p2o.types import Assignment
 
 
 class Stage(StrEnum):
-    """Where the alternating maximisation stands."""
+    """Where the alternating maximisation stands.
+
+    ``START``: nothing but the initial weights; the first validation is due. ``POLICY``: inside an epoch's rounds.
+    ``PROMPT``: all rounds of the epoch are done; validation, mining and evolution are due. ``FINISH``: all epochs are
+    done; the export and the closing report are due.
+    """
 
     START = "start"
-    """Nothing but the initial weights; the first validation is due."""
     POLICY = "policy"
-    """Inside an epoch's rounds."""
     PROMPT = "prompt"
-    """All rounds of the epoch are done; validation, mining and evolution are due."""
     FINISH = "finish"
-    """All epochs are done; the export and the closing report are due."""
     DONE = "done"
 
 

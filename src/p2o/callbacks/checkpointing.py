@@ -11,6 +11,7 @@ from p2o import json_lines
 from p2o.algorithm.module import P2OModule
 from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.callbacks.checkpoint import Checkpoint, CheckpointStore
+from p2o.callbacks.failed_batch import failed_batch
 from p2o.callbacks.growing_files import file_sizes
 from p2o.callbacks.hooks import P2OCallback
 from p2o.stop import Stop
@@ -52,7 +53,7 @@ class Checkpointing(P2OCallback):
         assert isinstance(module, P2OModule)
         if isinstance(exception, NonFiniteError):
             path = self.run_dir / "failed_batch.jsonl"
-            json_lines.rewrite(path, exception.rows())
+            json_lines.rewrite(path, failed_batch(exception))
             exception.add_note(f"the last of their batches is in {path}")
         if module.resumable and self.saved_step not in (None, module.state.step):
             self.save(trainer, module)

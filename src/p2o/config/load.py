@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from p2o.config.evaluation import EvaluateConfig
+from p2o.config.precision import native_dtype
 from p2o.config.rules import ConfigError, validate
 from p2o.config.schema import SCHEMAS, Config
 from p2o.config.search_path import ExperimentsSearchPath
@@ -22,12 +23,13 @@ Params = TypeVar("Params")
 
 
 def register_schemas() -> None:
-    """Make ``/schema/...``, ``${by:choice,{choice:value}}`` and the experiments' YAML files known to Hydra.
+    """Make ``/schema/...``, the resolvers ``by`` and ``native_dtype``, and the experiments' YAML files known to Hydra.
 
     Must run before anything is composed.
     """
     Plugins.instance().register(ExperimentsSearchPath)
     OmegaConf.register_new_resolver("by", lambda choice, values: values[choice], replace=True)
+    OmegaConf.register_new_resolver("native_dtype", native_dtype, replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config, package="_global_")
     store.store(group="schema", name="evaluate", node=EvaluateConfig, package="_global_")

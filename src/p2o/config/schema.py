@@ -42,7 +42,8 @@ class ModelConfig:
     revision: str | None = None
     """Of a hub id: the branch, tag or commit."""
     dtype: str = key("bfloat16", choices=("bfloat16", "float32"))
-    """Arithmetic of the forward pass. Trained weights are float32 either way."""
+    """Arithmetic of the forward pass. Trained weights are float32 either way. The files in ``conf/model/`` choose
+    float32 on a CPU that can only emulate bfloat16."""
     attn_implementation: str = key(
         "sdpa", choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
     )

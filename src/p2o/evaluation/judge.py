@@ -27,7 +27,6 @@ from p2o.files import write_json
 from p2o.logs import log_to, quiet_libraries
 from p2o.policy.builders import ModelError
 from p2o.policy.model import Policy
-from p2o.policy.precision import hint_at_precision
 from p2o.rewards import GraderPool
 from p2o.rollout.engines import build_engine
 from p2o.rollout.hf.hf_engine import context_length
@@ -82,7 +81,6 @@ def _part(benchmark: Benchmark, config: EvaluateConfig, template: str, run_dir: 
 
 
 def _answer(parts: Sequence[_Part], config: EvaluateConfig, template: str) -> None:
-    hint_at_precision(config.model, "cuda" if torch.cuda.is_available() else "cpu")
     policy = load_judged(config.model, as_adapter=isinstance(config.rollout, VllmServerRollout))
     limit = _prompt_limit(policy, config)
     total, done = sum(len(part.log.requests) for part in parts), sum(part.log.done for part in parts)

@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -212,11 +212,8 @@ def _status_error(error: openai.APIStatusError) -> CallError:
 def _retry_after(headers: Any) -> float | None:
     """Seconds that the server asks to wait (a number or an HTTP date); None if it does not say so intelligibly."""
     value = headers.get("retry-after", "")
-    try:
+    with suppress(ValueError):
         return max(0.0, float(value))  # 0 for nan
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError, TypeError, OverflowError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return None
