@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +65,8 @@ def no_room(error: BaseException | None) -> OSError | None:
 
 def draft_of(path: Path) -> Path:
     """Where this process writes the file or folder that will replace ``path``: beside it, under its own name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    machine = zlib.crc32(socket.gethostname().encode())  # ranks on several machines may have the same process id
+    return path.with_name(f".{path.name}.{machine}{os.getpid():07d}.tmp")
 
 
 def is_draft(path: Path) -> bool:

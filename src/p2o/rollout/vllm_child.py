@@ -24,8 +24,8 @@ from p2o.rollout.engine import EngineError
 from p2o.rollout.handover import Weights
 from p2o.rollout.vllm_client import Server, ServerFailedError
 
-TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
-"""What torchrun says to a trainer's rank would make vLLM look for the other ranks."""
+TORCHRUN = re.compile("RANK|LOCAL_RANK|(LOCAL_)?WORLD_SIZE|MASTER_(ADDR|PORT)|(TORCHELASTIC|GROUP|ROLE|SLURM)_.*")
+"""What torchrun and srun say to a trainer's rank would make vLLM look for the other ranks."""
 
 SERVE = "p2o.rollout.vllm_serve"
 POLL_S = 0.1
@@ -182,7 +182,7 @@ class ChildServer(Server):
 
 def _environment(device: torch.device, *, spread: bool) -> dict[str, str]:
     """The trainer's environment without its place among other ranks; unless ``spread``, with its policy's GPU alone."""
-    env = {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+    env = {name: value for name, value in os.environ.items() if not TORCHRUN.fullmatch(name)}
     env["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     env.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     env.setdefault("VLLM_NO_USAGE_STATS", "1")
