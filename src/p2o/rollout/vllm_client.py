@@ -20,6 +20,19 @@ LEAVE_S = 5.0
 COMPLETIONS = "/v1/completions"
 START = "docs/rollout.md says how to start one"
 
+FIXED = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logprobs": 0,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+}
+"""Said with every request: a server would otherwise take what cuts or bends the distribution from the model's
+generation config. ``logprobs=0`` asks for those of the drawn tokens alone."""
+
 
 class ServerFailedError(Exception):
     """The server is away, stalls or failed; another one, or the same one later, may do better."""
