@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -89,7 +90,10 @@ class Player:
             self.run_dir, name="", version="tensorboard", default_hp_metric=False, purge_step=state.step + 1
         )
         self.log = RunLog(self.run_dir, config, [self.logger])
-        self.log.start(state)
+        engine = SimpleNamespace(scalars=lambda: {"probe_mismatch": 0.01, "restarts": 0.0, "cached_tokens": 64.0})
+        self.module: Any = SimpleNamespace(state=state, sampler=SimpleNamespace(engine=engine))
+        self.trainer: Any = None
+        self.log.on_fit_start(self.trainer, self.module)
 
     def round(self, text: str = "answer") -> None:
         state = self.state
@@ -103,11 +107,12 @@ class Player:
             "metrics": METRICS | {"loss": 0.1 * state.step},
             "seconds": {"rollout": 0.5, "update": 0.25},
         }
-        self.log.round(state, outputs, {"probe_mismatch": 0.01, "restarts": 0.0, "cached_tokens": 64.0})
+        self.log.on_train_batch_end(self.trainer, self.module, outputs)
 
     def validation(self, accuracy: float) -> None:
         self.state.validation.history.append((self.state.step, accuracy))
-        self.log.validation(self.state, accuracy, build_group("held-out", "cw").rollouts)
+        rollouts = build_group("held-out", "cw").rollouts
+        self.log.on_plain_validation_end(self.trainer, self.module, accuracy, rollouts)
 
     def epoch(self, *, rounds: int = 2, text: str = "answer", evolve: bool = False) -> str:
         state = self.state
@@ -115,7 +120,7 @@ class Player:
             self.round(text)
         self.validation(0.1 * state.step)
         if evolve:
-            self.log.evolution(state, *build_evolution(state.epoch))
+            self.log.on_evolution_end(self.trainer, self.module, *build_evolution(state.epoch))
         summary = EpochSummary(
             state.epoch,
             state.step,
@@ -130,13 +135,13 @@ class Player:
             evolved_pass_at_k=0.75,
             evolved_k=5,
         )
-        self.log.epoch(state, summary)
+        self.log.end_epoch(state, summary)
         state.epoch += 1
         state.round = 0
         return epoch_line(summary)
 
     def finish(self) -> Path:
         self.state.stage = Stage.DONE
-        self.log.finish(self.state)
+        self.log.on_fit_end(self.trainer, self.module)
         self.logger.experiment.close()
         return self.run_dir

@@ -13,7 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "p2o"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
-    ("types", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "stop"),
+    ("types", "errors", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "stop"),
     ("config",),
     ("environment", "run_folder"),
     ("rewards", "tasks"),

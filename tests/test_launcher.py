@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import yaml
 from omegaconf import DictConfig
 
 from p2o.config import load_config
-from p2o.launcher import available_gib
 from p2o.reporting.results import read_status
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +33,6 @@ hydra:
           model.params.steps, trainer.progress, reward.workers]
   launcher:
     jobs: 2
-    memory_gib: 0.1
   sweeper:
     params:
       +experiment: grpo
@@ -113,23 +110,24 @@ def test_a_sweep_side_by_side_killed_and_continued(tmp_path: Path, monkeypatch: 
     assert [row["seed"] for row in rows] == ["0", "0", "", ""]
     last = again.stdout.splitlines()[-5:]
     assert last[0].startswith("2 of 4 jobs complete")
-    assert [line.partition(":")[0] for line in last[1::2]] == ["failed", "failed"]
-    for line, epochs in zip(last[1::2], (1, 10), strict=True):
-        assert line.endswith(f"policy.loss=nosuch.loss trainer.epochs={epochs}")
+    for number, line, reason, epochs in zip((2, 3), last[1::2], last[2::2], (1, 10), strict=True):
+        assert line.startswith(f"failed: #{number} +experiment=grpo ")
+        assert line.endswith(f" policy.loss=nosuch.loss trainer.epochs={epochs}")
+        log = run_dir("nosuch.loss", epochs) / "launch.log"
+        assert reason.strip() == f"exit code 2, see {log.relative_to(tmp_path)}"
     overrides = yaml.safe_load((long / "overrides.yaml").read_text())
     assert {"+experiment=grpo", "policy.loss=grpo", "trainer.epochs=10"} <= set(overrides)
     assert "nosuch" in (run_dir("nosuch.loss", 1) / "launch.log").read_text()
     assert "nosuch" not in (short / "launch.log").read_text()
 
     # The budget is no part of the folders' name, so a sweep with another one finds them.
-    other = sweep("budget.tokens=2000000", "policy.loss=grpo", "trainer.epochs=1")
+    other = sweep("budget.tokens=2000000", "policy.loss=grpo", "trainer.epochs=0,1")
     assert other.returncode == 1
     assert "budget.tokens: 1000000 there, 2000000 asked for" in other.stdout
-    assert (tmp_path / "runs" / "results.csv").read_text().count("\n") == 1, "its figures are not those asked for"
-
-
-def test_memory_that_is_free_is_known_here() -> None:
-    assert 0.01 < available_gib() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    assert "trainer.epochs=0 must be" in other.stdout, "a job that cannot be configured does not begin"
+    assert not run_dir("grpo", 0).exists()
+    with (tmp_path / "runs" / "results.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["absent"], "its figures are not those asked for"
 
 
 @pytest.mark.parametrize("choice", CHOICES)

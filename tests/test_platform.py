@@ -26,7 +26,7 @@ def test_the_gpu_and_the_engine_are_named_where_they_are_used(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Abacus")
-    monkeypatch.setattr(environment, "installed_versions", lambda: [("torch", "2.10"), ("vllm", "0.32")])
+    monkeypatch.setattr(environment, "installed_versions", lambda: {"torch": "2.10", "vllm": "0.32"})
     told = platform_of(configure("rollout=vllm"))
     assert (told["gpu"], told["torch"], told["vllm"]) == ("NVIDIA Abacus", "2.10", "0.32")
     assert "vllm" not in platform_of(configure())

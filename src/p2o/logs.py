@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 TERMINAL = Console(stderr=True)
 """One console for bars, log lines and tables, so that they do not overwrite each other."""
@@ -81,3 +82,24 @@ def log_to(path: Path, console: Console = TERMINAL) -> Iterator[None]:
         file.close()
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+def progress_bars(console: Console, *, enabled: bool = True) -> Progress:
+    """Bars with a count, the time left and a ``note``. If nobody watches a terminal, they do nothing."""
+    return Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+        disable=not (enabled and console.is_terminal),
+        transient=True,
+    )
+
+
+def progress_line(console: Console, text: str, seconds_left: float | None = None) -> None:
+    """A line that stays, whatever the terminal's width; ``seconds_left`` are told at its end."""
+    left = "" if seconds_left is None else f"  {int(seconds_left // 60)}:{int(seconds_left % 60):02d} left"
+    console.print(text.rstrip() + left, markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from p2o.config.evaluation import EvaluateConfig
 from p2o.config.identity import differences
 from p2o.config.load import to_plain
 from p2o.config.schema import Config
+from p2o.errors import InputError
 from p2o.files import is_draft, remove_drafts, write_atomic
 
 BEFORE_THE_RUN = frozenset({"launch.log"})
@@ -24,7 +25,7 @@ BEFORE_ANY_WORK = BEFORE_THE_RUN | {"config.yaml", "overrides.yaml", "environmen
 """What a launch leaves that ended before it had done anything, at a missing model, say."""
 
 
-class RunFolderError(RuntimeError):
+class RunFolderError(InputError):
     """The run folder belongs to another run, or may not be continued."""
 
 

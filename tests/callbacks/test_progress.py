@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from player import build_scored
 from rich.console import Console
 
+from p2o.algorithm.advantages import GroupAdvantages
 from p2o.algorithm.hard_set import HardSet
 from p2o.algorithm.module import Alternation
 from p2o.algorithm.state import RunState
@@ -17,12 +19,16 @@ from p2o.evolution.monitor import EvolutionProgress
 from p2o.types import Assignment, Phase
 
 TRAINER: Any = None
-METRICS = {"grad_norm": 0.5}
 
 
 def at(step: int) -> Any:
     """A module whose run has done ``step`` rounds."""
     return SimpleNamespace(state=RunState(step=step))
+
+
+def round_done(progress: Progress, step: int, groups: Sequence[GroupAdvantages]) -> None:
+    outputs = {"groups": groups, "metrics": {"grad_norm": 0.5}}
+    progress.on_train_batch_end(TRAINER, at(step), outputs)
 
 
 def run(console: Console) -> str:
@@ -33,7 +39,7 @@ def run(console: Console) -> str:
         progress.on_rollout_end(TRAINER, at(step), Phase.POLICY, 6, 6)
         progress.on_micro_batch_end(TRAINER, at(step), 1, 2)
         progress._bars.refresh()
-        progress.round_done(step, [build_scored("q", "cw"), build_scored("r", "ww")], METRICS)
+        round_done(progress, step, [build_scored("q", "cw"), build_scored("r", "ww")])
     progress.on_evolution_progress(TRAINER, at(3), EvolutionProgress(1, 20, 40, 0.5, 3))
     progress.on_rollout_end(TRAINER, at(3), Phase.EVOLUTION, 5, 9)
     progress.on_evolution_progress(TRAINER, at(3), EvolutionProgress(2, 30, 40, 0.75, 4))
@@ -67,7 +73,7 @@ def test_a_part_that_ended_no_longer_shows() -> None:
     progress = Progress(2, console=console)
     progress.on_fit_start(TRAINER, at(0))
     progress.on_rollout_end(TRAINER, at(0), Phase.POLICY, 1, 6)
-    progress.round_done(1, [build_scored("q", "cw")], METRICS)
+    round_done(progress, 1, [build_scored("q", "cw")])
     assert [task.description for task in progress._bars.tasks if task.visible] == ["run"]
     progress.on_exception(TRAINER, at(1), KeyboardInterrupt())
 
@@ -76,9 +82,9 @@ def test_a_resumed_run_judges_the_time_left_by_its_own_rounds() -> None:
     console = Console(file=io.StringIO(), width=60)
     progress = Progress(1000, console=console)
     progress._started -= 1000
-    progress.round_done(901, [build_scored("q", "cw")], METRICS)
+    round_done(progress, 901, [build_scored("q", "cw")])
     progress._started -= 1000
-    progress.round_done(902, [build_scored("q", "cw")], METRICS)
+    round_done(progress, 902, [build_scored("q", "cw")])
     assert isinstance(console.file, io.StringIO)
     left = [line.rpartition("  ")[2] for line in console.file.getvalue().splitlines()]
     minutes = [int(text.partition(":")[0]) for text in left]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from p2o.run_folder import open_run_folder
 from p2o.types import template_id
 
 Play = Callable[..., Any]
+TRAINER: Any = None
 
 
 @pytest.fixture
@@ -179,7 +181,8 @@ def test_the_end_names_final_metrics_and_where_to_look(config: Config, state: Ru
 
 def test_a_run_that_a_budget_ended_is_stopped(config: Config) -> None:
     reporter = RunLog(open_run_folder(config), config)
-    reporter.finish(RunState(stage=Stage.DONE, stop_reason="budget.tokens=100 is spent"))
+    module: Any = SimpleNamespace(state=RunState(stage=Stage.DONE, stop_reason="budget.tokens=100 is spent"))
+    reporter.on_fit_end(TRAINER, module)
     summary = json.loads((reporter.run_dir / "summary.json").read_text())
     assert (summary["status"], summary["stop_reason"]) == ("stopped", "budget.tokens=100 is spent")
 
@@ -187,8 +190,9 @@ def test_a_run_that_a_budget_ended_is_stopped(config: Config) -> None:
 def test_a_number_that_is_none_does_not_stop_the_run(config: Config, make_scored: Callable[..., Any]) -> None:
     reporter = RunLog(Path(config.run_dir), config)
     state = RunState(stage=Stage.POLICY, step=1, round=1)
+    module: Any = SimpleNamespace(state=state, sampler=SimpleNamespace(engine=SimpleNamespace(scalars=dict)))
     outputs = {"groups": [make_scored("q", "cw")], "metrics": {"loss": float("nan")}, "seconds": {}}
-    reporter.round(state, outputs, {})
+    reporter.on_train_batch_end(TRAINER, module, outputs)
     (row,) = json_lines.read(reporter.metrics)
     assert row["policy/loss"] is None
     assert row["rollout/reward"] == 0.5

@@ -199,13 +199,13 @@ def test_templates_stand_under_their_parents() -> None:
         "pool": [template("", score=0.25), template("one", ""), template("two", ""), template("three", "two", "one"),
                  template("orphan", "unknown")],
     }  # fmt: skip
-    root, orphan = tree(pool)
-    assert root.template["id"] == PLAIN
-    assert [node.template["text"] for node in root.children] == ["one", "two"]
-    (three,) = root.children[1].children
-    assert three.other_parents == [template_id("one")]
-    assert orphan.template["text"] == "orphan"
-    assert three.solved == [True, False]  # "b" is solved by more templates than "a", so it comes first
+    children = tree(pool)
+    assert [node["text"] for node in children[None]] == ["", "orphan"]
+    assert [node["text"] for node in children[PLAIN]] == ["one", "two"]
+    (three,) = children[template_id("two")]
+    assert three["other_parents"] == [template_id("one")]
+    assert three["solved"] == [True, False]  # "b" is solved by more templates than "a", so it comes first
+    assert template_id("one") not in children
 
 
 def test_ticks_are_round_and_hold_the_data() -> None:

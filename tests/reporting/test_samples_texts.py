@@ -9,9 +9,10 @@ import pytest
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from p2o.algorithm.advantages import GroupAdvantages
+from p2o.reporting.html_report import LONGEST, cut
 from p2o.reporting.rollout_log import RolloutLog
 from p2o.reporting.samples import Pair, pairs
-from p2o.reporting.texts import LONGEST, literal, pairs_markdown, templates_markdown
+from p2o.reporting.texts import pairs_html, templates_html
 
 MakeScored = Callable[..., GroupAdvantages]
 
@@ -58,15 +59,14 @@ HOSTILE = "<script>alert(1)</script> | **bold** _it_ `code`\n# head\n1. one & [a
 def test_what_a_model_wrote_is_shown_and_never_acted_on() -> None:
     row = {"text": HOSTILE, "outcome": "wrong", "tokens": 3, "template_id": "z", "reward": 0.0}
     pair = Pair("q", HOSTILE, HOSTILE, {**row, "template_id": "plain"}, row)
-    page = markdown_to_safe_html(pairs_markdown([pair], {"z": HOSTILE}))
+    page = markdown_to_safe_html(pairs_html([pair], {"z": HOSTILE}))
     assert not re.search(r"<(script|a|img|em|code|h1|ol)\b", page)
-    assert page.count("<td>") == 2
     shown = html.unescape(page)
     assert shown.count(HOSTILE.replace("\n", "<br>")) == 5
 
 
 def test_a_long_answer_is_cut_and_says_so() -> None:
-    shown = literal("x" * (LONGEST + 12))
+    shown = cut("x" * (LONGEST + 12))
     assert shown.startswith("x" * LONGEST + " ")
     assert "12 more characters" in shown
 
@@ -82,8 +82,8 @@ def test_the_table_of_templates_names_scores_parents_and_cover() -> None:
         "epoch": 1, "dev_ids": ["a", "b", "c", "d"], "seed_dev_score": 0.25, "metric_calls": 40, "reflection_calls": 5,
         "rejected": {"empty": 0, "too_long": 2}, "stop_reason": "budget", "pool": templates,
     }  # fmt: skip
-    page = html.unescape(markdown_to_safe_html(templates_markdown(pool)))
-    rows = re.findall(r"<tr>\n(.*?)</tr>", page, flags=re.DOTALL)[1:]
+    page = html.unescape(markdown_to_safe_html(templates_html(pool)))
+    rows = re.findall(r"<tr>(.*?)</tr>", page, flags=re.DOTALL)[1:]
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
     assert cells[0] == [
         "<strong>✓</strong>", "abc", "0.50", "2/4", "plain", "7", "Count |slowly|.<br>Then answer.",

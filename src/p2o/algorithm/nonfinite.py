@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from p2o.algorithm.training_set import TrainingSet
+from p2o.errors import RunError
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that is not finite; ``batch`` is the last one's."""
 
     def __init__(self, steps: int, batch: TrainingSet, logprobs: Tensor) -> None:

@@ -169,12 +169,11 @@ def policy_step(
         batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
         for batch in batches:
             with must_fit(batch):
-                size = {"layers": batch.input_ids.numel(), "head": len(batch.targets)}
-                with timed("forward", **size):
+                with timed("forward", tokens=batch.input_ids.numel()):
                     new_N, entropy_N = _forward(policy, batch, objective)
                 policy_N = new_N.detach() if old_M is None else old_M[batch.tokens].to(new_N.device)
                 loss = _loss(new_N, entropy_N, policy_N, batch, training_set, objective, sums)
-                with timed("backward", **size):
+                with timed("backward", tokens=batch.input_ids.numel()):
                     hooks.backward(loss)
             fault_point("a micro-batch")
             metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from p2o.algorithm.state import RunState
+from p2o.errors import InputError
 from p2o.faults import fault_point
 from p2o.files import draft_of, replacing, sync_folder
 
@@ -26,7 +27,7 @@ FORMAT = 2
 log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(InputError):
     """No checkpoint of the folder can be used."""
 
 
@@ -67,10 +68,6 @@ class CheckpointStore:
         with replacing(self.last) as file:
             torch.save(content, file)
 
-    def read(self, path: Path) -> Checkpoint:
-        """As :func:`read_checkpoint`, of this run only."""
-        return read_checkpoint(path, self.run)
-
     def mark_best(self) -> None:
         """Keep the last checkpoint as the best."""
         fault_point("the best not yet marked")
@@ -84,7 +81,7 @@ class CheckpointStore:
         of the next :meth:`save`. Raises :class:`CheckpointError` if there are checkpoints and all are damaged.
         """
         try:
-            return self.read(self.last)
+            return read_checkpoint(self.last, self.run)
         except FileNotFoundError:
             if not self.previous.exists():
                 return None
@@ -92,7 +89,7 @@ class CheckpointStore:
         except CheckpointError as error:
             log.warning("%s: continuing from %s, the one before it", error, self.previous.name)
         try:
-            checkpoint = self.read(self.previous)
+            checkpoint = read_checkpoint(self.previous, self.run)
         except (CheckpointError, FileNotFoundError) as error:
             raise CheckpointError(
                 f"no checkpoint in {self.last.parent} can be read ({error}): start anew with another run_dir"

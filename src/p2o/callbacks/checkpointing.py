@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from p2o import json_lines
@@ -35,8 +36,7 @@ class Checkpointing(P2OCallback):
         self.saved_step: int | None = None
         """The step of the checkpoint on disk."""
 
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, P2OModule)
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
         self.saved_step = module.state.step
         if self.resume_from is not None:
             module.policy.load_state_dict(self.resume_from.trainable)
@@ -49,8 +49,7 @@ class Checkpointing(P2OCallback):
         if must_keep or self.stop.asked or module.state.step % self.every == 0:
             self.save(trainer, module)
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        assert isinstance(module, P2OModule)
+    def on_exception(self, trainer: Trainer, module: Any, exception: BaseException) -> None:
         if isinstance(exception, NonFiniteError):
             path = self.run_dir / "failed_batch.jsonl"
             json_lines.rewrite(path, failed_batch(exception))

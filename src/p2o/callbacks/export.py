@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
-from p2o.algorithm.module import P2OModule
 from p2o.callbacks.checkpoint import CheckpointError, CheckpointStore, read_checkpoint
 from p2o.callbacks.hooks import P2OCallback
 
@@ -21,10 +21,9 @@ class Export(P2OCallback):
         self.store = store
         self.run_dir = run_dir
 
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, P2OModule)
+    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
         try:
-            best = self.store.read(self.store.best)
+            best = read_checkpoint(self.store.best, self.store.run)
         except (CheckpointError, FileNotFoundError) as error:
             log.warning("%s: model/ is the last policy, not the best one", error)
             best = read_checkpoint(self.store.last)

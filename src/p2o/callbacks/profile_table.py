@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 
 from p2o import profile
 from p2o.algorithm.module import P2OModule
@@ -14,10 +14,7 @@ from p2o.callbacks.hooks import P2OCallback
 class ProfileTable(P2OCallback):
     """Logs what was spent since the last table, after each round, validation and prompt phase."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, P2OModule)
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
         profile.report(f"round {module.state.step}")
 
     def on_plain_validation_end(self, trainer: Trainer, module: P2OModule, accuracy: float, rollouts: Any) -> None:

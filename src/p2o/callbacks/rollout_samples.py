@@ -9,7 +9,7 @@ from p2o.algorithm.module import Alternation, P2OModule
 from p2o.callbacks.hooks import P2OCallback
 from p2o.reporting.samples import pairs
 from p2o.reporting.template_pool import template_texts
-from p2o.reporting.texts import pairs_markdown
+from p2o.reporting.texts import pairs_html
 
 
 class RolloutSamples(P2OCallback):
@@ -22,6 +22,6 @@ class RolloutSamples(P2OCallback):
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if boards:
             shown = pairs(module.run_dir / "rollouts", module.state.epoch, self.count)
-            text = pairs_markdown(shown, template_texts(module.run_dir))
+            text = pairs_html(shown, template_texts(module.run_dir))
             for board in boards:
                 board.add_text("rollouts, plain and templated", text, module.state.step)

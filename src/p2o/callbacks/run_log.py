@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,7 +24,7 @@ from p2o.evolution.gepa_phase import Evolution
 from p2o.faults import fault_point
 from p2o.files import write_json
 from p2o.logs import TERMINAL
-from p2o.reporting.closing import closing_table
+from p2o.reporting.closing import closing_words
 from p2o.reporting.epoch_summary import EpochSummary, epoch_summary
 from p2o.reporting.html_report import write_report
 from p2o.reporting.rollout_log import RolloutLog
@@ -40,7 +40,7 @@ from p2o.reporting.scalars import (
 )
 from p2o.reporting.summary import summary
 from p2o.reporting.template_pool import read_pools, rewind_pools, write_pool
-from p2o.reporting.texts import templates_markdown
+from p2o.reporting.texts import templates_html
 from p2o.types import Assignment, Rollout
 
 
@@ -64,73 +64,50 @@ class RunLog(P2OCallback):
         """TensorBoard's writers."""
         return [logger.experiment for logger in self.loggers if isinstance(logger, TensorBoardLogger)]
 
-    # ------------------------------------------------------------------ hooks
-
-    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, P2OModule)
-        self.start(module.state)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(module, P2OModule)
-        self.round(module.state, outputs, module.sampler.engine.scalars())
-
-    def on_plain_validation_end(
-        self, trainer: Trainer, module: P2OModule, accuracy: float, rollouts: Sequence[Rollout]
-    ) -> None:
-        self.validation(module.state, accuracy, rollouts)
-
-    def on_evolution_end(
-        self, trainer: Trainer, module: P2OModule, evolution: Evolution, assignment: Assignment
-    ) -> None:
-        self.evolution(module.state, evolution, assignment)
-
-    def on_alternation_end(self, trainer: Trainer, module: P2OModule, alternation: Alternation) -> None:
-        self.epoch(module.state, epoch_summary(module.state, alternation))
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        assert isinstance(module, P2OModule)
-        self.finish(module.state)
-
-    # ------------------------------------------------------------------ what they write
-
-    def start(self, state: RunState) -> None:
-        """Wind the files back to ``state``, from which the run starts or continues: what came later will come again."""
-        self.rollouts.rewind(state.epoch, state.round)
-        rewind_pools(self.run_dir, state.epoch)
+    def on_fit_start(self, trainer: Trainer, module: Any) -> None:
+        """Wind the files back to the state that the run starts or continues from: what came later will come again."""
+        self.rollouts.rewind(module.state.epoch, module.state.round)
+        rewind_pools(self.run_dir, module.state.epoch)
         for board in self.boards:
             board.add_custom_scalars(LAYOUT)
-        self._write_summary(state, "running")
+        self._write_summary(module.state, "running")
 
-    def round(self, state: RunState, outputs: Mapping[str, Any], engine: Mapping[str, float]) -> None:
-        """One round of the policy phase, counted in ``state`` already; ``outputs`` are those of the training step."""
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, *_: Any) -> None:
+        """One round of the policy phase, counted in ``module.state`` already."""
+        state = module.state
         self.rollouts.append(outputs["groups"], epoch=state.epoch, round=state.round, step=state.step)
         fault_point("rollouts logged")
         scalars = (
             under("rollout", round_scalars(outputs["groups"]))
             | under("policy", outputs["metrics"])
-            | under("engine", engine)
+            | under("engine", module.sampler.engine.scalars())
             | under("time", outputs["seconds"])
             | under("ledger", ledger_scalars(state.ledger))
         )
         self._log(state.step, state.epoch, scalars)
         fault_point("the round reported")
 
-    def validation(self, state: RunState, accuracy: float, rollouts: Sequence[Rollout]) -> None:
-        """Accuracy on the held-out questions, asked plainly."""
+    def on_plain_validation_end(
+        self, trainer: Trainer, module: P2OModule, accuracy: float, rollouts: Sequence[Rollout]
+    ) -> None:
         scalars = {"validation/accuracy": accuracy} | under("validation", rollout_scalars(rollouts))
-        self._log(state.step, state.epoch, scalars)
+        self._log(module.state.step, module.state.epoch, scalars)
 
-    def evolution(self, state: RunState, evolution: Evolution, assignment: Assignment) -> None:
-        """What the prompt phase of epoch ``state.epoch`` found: ``pool.json``, ``assignment.json`` and a table."""
+    def on_evolution_end(
+        self, trainer: Trainer, module: P2OModule, evolution: Evolution, assignment: Assignment
+    ) -> None:
+        """What a prompt phase found: ``pool.json``, ``assignment.json`` and a table."""
+        state = module.state
         pool = write_pool(self.run_dir, state.epoch, state.step, evolution, assignment)
         fault_point("pool and assignment")
         self._log(state.step, state.epoch, under("evolution", evolution_scalars(evolution, len(assignment.templates))))
         for board in self.boards:
-            board.add_text("templates", templates_markdown(pool), state.step)
+            board.add_text("templates", templates_html(pool), state.step)
 
-    def epoch(self, state: RunState, epoch: EpochSummary) -> None:
+    def on_alternation_end(self, trainer: Trainer, module: P2OModule, alternation: Alternation) -> None:
+        self.end_epoch(module.state, epoch_summary(module.state, alternation))
+
+    def end_epoch(self, state: RunState, epoch: EpochSummary) -> None:
         """The end of an epoch, prompt phase included."""
         state.epochs.append(dataclasses.asdict(epoch))
         self.rollouts.close_epoch(epoch.epoch)
@@ -138,11 +115,12 @@ class RunLog(P2OCallback):
         self._write_summary(state, "running")
         fault_point("the epoch reported")
 
-    def finish(self, state: RunState) -> None:
-        """The run is over: hyperparameters with final metrics, the last summary, the page, a table of what was learnt.
+    def on_fit_end(self, trainer: Trainer, module: Any) -> None:
+        """Hyperparameters with final metrics, the last summary, the page, and what was learnt on the terminal.
 
         A run that a budget ended is ``stopped``, any other ``completed``.
         """
+        state = module.state
         value = self._write_summary(state, "stopped" if state.stop_reason else "completed")
         fault_point("the last summary")
         shown = hyperparameters(to_plain(self.config), read_overrides(self.run_dir))
@@ -155,7 +133,7 @@ class RunLog(P2OCallback):
                 logger.log_metrics(final_metrics(value), state.step)
         write_report([self.run_dir], self.run_dir / "report.html")
         fault_point("the page written")
-        TERMINAL.print(closing_table(value, self.run_dir))
+        TERMINAL.print(closing_words(value, self.run_dir), soft_wrap=True)  # paths stay whole
         fault_point("all told")
 
     def _log(self, step: int, epoch: int, scalars: Scalars) -> None:

@@ -13,11 +13,12 @@ from p2o.config.evaluation import EvaluateConfig
 from p2o.config.identity import flat
 from p2o.config.key import out_of_range
 from p2o.config.schema import Config, JsonlData, OpenAIReflector, ReasoningGymData, VllmRollout, VllmServerRollout
+from p2o.errors import InputError
 
 _PASSWORD = re.compile(r"://[^/\s]*@")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """The configuration cannot run. ``problems`` holds one line each."""
 
     def __init__(self, problems: list[str]) -> None:

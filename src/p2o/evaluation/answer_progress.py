@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar with the time left, or a line a chunk if there is not a terminal."""
+"""How far an evaluation is: a bar with the time left, or a line per chunk if there is not a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import time
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 
-from p2o.logs import TERMINAL
+from p2o.logs import TERMINAL, progress_bars, progress_line
 
 
 class EvaluationProgress:
@@ -22,17 +20,7 @@ class EvaluationProgress:
         self._tokens = 0
         self._started = time.monotonic()
         self._lines = enabled and not console.is_terminal
-        self._bars = Bars(
-            TextColumn("{task.description:<16}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=not (enabled and console.is_terminal),
-            transient=True,
-        )
+        self._bars = progress_bars(console, enabled=enabled)
         self._task = self._bars.add_task("answers", total=total, completed=done, note="")
 
     def __enter__(self) -> Self:
@@ -54,6 +42,5 @@ class EvaluationProgress:
         note = f"{self._tokens / seconds:.0f} tokens/s"
         self._bars.update(self._task, description=name, completed=self._done, note=note)
         if self._lines:
-            left = int(seconds / (self._done - self._before) * (self._total - self._done))
-            line = f"{name}: {self._done}/{self._total} answers  {note}  {left // 60}:{left % 60:02d} left"
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            left = seconds / (self._done - self._before) * (self._total - self._done)
+            progress_line(self.console, f"{name}: {self._done}/{self._total} answers  {note}", left)

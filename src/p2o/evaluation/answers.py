@@ -62,10 +62,10 @@ class AnswerLog:
     def _resume(self) -> int:
         found = list(json_lines.read(self.path))
         if len(found) > len(self.requests):
-            raise RunFolderError(f"{self.path} has more answers than there are questions: {_MEND}")
+            raise RunFolderError(f"{self.path} has more answers than there are questions: {_FIX}")
         for number, (row, request) in enumerate(zip(found, self.requests, strict=False), start=1):
             if any(row.get(key) != value for key, value in _asked(request).items()):
-                raise RunFolderError(f"{self.path}, line {number} answers another question or template: {_MEND}")
+                raise RunFolderError(f"{self.path}, line {number} answers another question or template: {_FIX}")
         if len(found) < len(self.requests):
             found = found[: len(found) // self.chunk * self.chunk]
             if self.path.exists():
@@ -73,7 +73,7 @@ class AnswerLog:
         return len(found)
 
 
-_MEND = "the data or the template file has changed since. Give another run_dir"
+_FIX = "the data or the template file has changed since. Give another run_dir"
 
 
 def _asked(request: Request) -> Row:
@@ -88,27 +88,14 @@ def _asked(request: Request) -> Row:
     }
 
 
-def answered(request: Request, rollout: Rollout) -> Row:
-    """One line of the file."""
-    return {
+def answered(request: Request, prompt_tokens: int, rollout: Rollout | None) -> Row:
+    """One line of the file; without a rollout it is that of a question that was too long to be asked."""
+    row = {
         **_asked(request),
-        "text": rollout.text,
-        "extracted": rollout.grade.extracted,
-        "outcome": rollout.grade.outcome.value,
-        "finish_reason": rollout.finish_reason,
-        "prompt_tokens": len(rollout.prompt_tokens),
-        "tokens": len(rollout.tokens),
+        **{"text": "", "extracted": None, "outcome": TOO_LONG, "finish_reason": None},
+        **{"prompt_tokens": prompt_tokens, "tokens": 0},
     }
-
-
-def too_long(request: Request, prompt_tokens: int) -> Row:
-    """The line of a question that was not asked."""
-    return {
-        **_asked(request),
-        "text": "",
-        "extracted": None,
-        "outcome": TOO_LONG,
-        "finish_reason": None,
-        "prompt_tokens": prompt_tokens,
-        "tokens": 0,
-    }
+    if rollout is not None:
+        row |= {"text": rollout.text, "extracted": rollout.grade.extracted, "outcome": rollout.grade.outcome.value}
+        row |= {"finish_reason": rollout.finish_reason, "tokens": len(rollout.tokens)}
+    return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from p2o.config.evaluation import EvaluateConfig
 from p2o.config.schema import VllmServerRollout
 from p2o.environment import record_environment
 from p2o.evaluation.answer_progress import EvaluationProgress
-from p2o.evaluation.answers import AnswerLog, Row, answered, requests_of, too_long
+from p2o.evaluation.answers import AnswerLog, answered, requests_of
 from p2o.evaluation.benchmarks import Benchmark, load_benchmarks
 from p2o.evaluation.judged_model import load_judged
 from p2o.evaluation.protocol import Protocol, protocol_for
@@ -95,17 +95,19 @@ def _answer(parts: Sequence[_Part], config: EvaluateConfig, template: str) -> No
                 renderer = PromptRenderer(
                     policy.tokenizer, part.benchmark.prompt, limit, config.model.chat_template_kwargs
                 )
-                _report_long(part.benchmark, renderer, template)
+                lengths = _prompt_lengths(part.benchmark, renderer, template)
                 with GraderPool(part.benchmark.reward) as grader:
-                    _answer_set(part, Sampler(engine, renderer, grader, Ledger()), config, progress)
+                    _answer_set(part, Sampler(engine, renderer, grader, Ledger()), lengths, config, progress)
 
 
-def _answer_set(part: _Part, sampler: Sampler, config: EvaluateConfig, progress: EvaluationProgress) -> None:
+def _answer_set(
+    part: _Part, sampler: Sampler, lengths: Mapping[str, int], config: EvaluateConfig, progress: EvaluationProgress
+) -> None:
+    """``lengths`` are those of the prompts, by the question's id."""
     name = part.benchmark.name
     sampling = SamplingParams(part.protocol.temperature, config.rollout.max_new_tokens, config.rollout.top_p)
     for chunk in part.log.open_chunks():
-        lengths = [sampler.renderer.length(request.problem.question, request.template) for request in chunk]
-        fitting = [i for i, length in enumerate(lengths) if length <= sampler.renderer.max_prompt_tokens]
+        fitting = [i for i, one in enumerate(chunk) if lengths[one.problem.id] <= sampler.renderer.max_prompt_tokens]
         rollouts = sampler.sample(
             [chunk[i] for i in fitting],
             sampling,
@@ -113,11 +115,9 @@ def _answer_set(part: _Part, sampler: Sampler, config: EvaluateConfig, progress:
             version=VERSION,
             progress=lambda done: progress.answering(name, done),
         )
-        rows: list[Row] = [too_long(request, length) for request, length in zip(chunk, lengths, strict=True)]
-        for i, rollout in zip(fitting, rollouts, strict=True):
-            rows[i] = answered(chunk[i], rollout)
-        part.log.write(rows)
-        progress.chunk_done(name, len(rows), sum(len(rollout.tokens) for rollout in rollouts))
+        found = dict(zip(fitting, rollouts, strict=True))
+        part.log.write(answered(one, lengths[one.problem.id], found.get(i)) for i, one in enumerate(chunk))
+        progress.chunk_done(name, len(chunk), sum(len(rollout.tokens) for rollout in rollouts))
 
 
 def _prompt_limit(policy: Policy, config: EvaluateConfig) -> int:
@@ -131,20 +131,17 @@ def _prompt_limit(policy: Policy, config: EvaluateConfig) -> int:
     return min(config.rollout.max_prompt_tokens, room)
 
 
-def _report_long(benchmark: Benchmark, renderer: PromptRenderer, template: str) -> None:
+def _prompt_lengths(benchmark: Benchmark, renderer: PromptRenderer, template: str) -> dict[str, int]:
+    """Tokens of each question's prompt, by its id. Those that are too long are reported."""
     lengths = {problem.id: renderer.length(problem.question, template) for problem in benchmark.problems}
     long = [name for name, length in lengths.items() if length > renderer.max_prompt_tokens]
     if long:
         longest = max(long, key=lambda name: lengths[name])
         log.warning(
-            "%s: %d of %d questions have more than %d prompt tokens and count as wrong (longest: %s, %d tokens)",
-            benchmark.name,
-            len(long),
-            len(lengths),
-            renderer.max_prompt_tokens,
-            longest,
-            lengths[longest],
+            f"{benchmark.name}: {len(long)} of {len(lengths)} questions have more than {renderer.max_prompt_tokens} "
+            f"prompt tokens and count as wrong (longest: {longest}, {lengths[longest]} tokens)"
         )
+    return lengths
 
 
 def _count(

@@ -24,12 +24,8 @@ def _figures(results: Json) -> Table:
     sets = results["sets"]
     ks = sorted({int(k) for one in sets.values() for k in one["pass_at"] if k != "1"})
     prompt = "plain prompt" if results["template_id"] == "plain" else f"template {results['template_id']}"
-    table = Table(title=f"{results['model']}, {prompt}", title_justify="left")
-    table.add_column("set", no_wrap=True)
-    for head in ("answers", "accuracy", f"{results['confidence']:.0%} interval", *(f"@{k}" for k in ks)):
-        table.add_column(head, justify="right", no_wrap=True)
-    for head in ("lost", "cut off", "tokens"):
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ["answers", "accuracy", f"{results['confidence']:.0%} interval", *(f"@{k}" for k in ks)]
+    table = _table(f"{results['model']}, {prompt}", *heads, "lost", "cut off", "tokens")
     for name, one in sets.items():
         answers = one["questions"] * one["samples"]
         table.add_row(
@@ -51,10 +47,8 @@ def _figures(results: Json) -> Table:
 
 
 def _comparison(comparison: Json, confidence: float) -> Table:
-    table = Table(title=f"compared with {comparison['model']} in {comparison['with']}", title_justify="left")
-    table.add_column("set", no_wrap=True)
-    for head in ("questions", "here", "there", "difference", f"{confidence:.0%} interval", "better : worse", "p"):
-        table.add_column(head, justify="right", no_wrap=True)
+    heads = ["questions", "here", "there", "difference", f"{confidence:.0%} interval", "better : worse", "p"]
+    table = _table(f"compared with {comparison['model']} in {comparison['with']}", *heads)
     for name, one in comparison["sets"].items():
         table.add_row(
             name,
@@ -72,6 +66,14 @@ def _comparison(comparison: Json, confidence: float) -> Table:
         table.add_row("mean of the sets", "", "", "", f"{mean['mean']:+.1%}", _interval(mean["interval"], "+"))
     tests = ", ".join(sorted({one["test"] for one in comparison["sets"].values()}))
     table.caption = f"better : worse counts questions; p: {tests} test"
+    return table
+
+
+def _table(title: str, *heads: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("set", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     return table
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from p2o.errors import InputError
 from p2o.faults import fault_point
 from p2o.files import naming, sync_folder
 from p2o.rollout.ledger import Ledger
 from p2o.types import Phase
 
 
-class JournalError(RuntimeError):
+class JournalError(InputError):
     """The journal on disk belongs to another evolution, or is damaged. Names the file and the fix."""
 
 

@@ -9,8 +9,7 @@ from p2o.config.schema import Config
 from p2o.planning.footprint import ALWAYS, peak
 from p2o.planning.plan import Plan, gib
 
-HEADINGS = ["", "runs", "rounds", "rollouts", "generated", "trained", "reflections", "gpu", "cpu", "disk", "time"]
-UNKNOWN = "–"
+HEADINGS = ["", "runs", "rounds", "rollouts", "generated", "trained", "reflections", "disk", "gpu", "cpu"]
 
 
 def render(plan: Plan) -> str:
@@ -36,7 +35,6 @@ def render(plan: Plan) -> str:
             *("", *(f"{name:22}{value}" for name, value in facts.items())),
             *("", *_aligned([["phase", "rollouts", "prompt tokens ≤", "generated ≤", "trained ≤"], *rows])),
             *_parts(plan),
-            *_time(plan),
             *("", *plan.notes),
         ]
     )
@@ -50,18 +48,6 @@ def _parts(plan: Plan) -> Iterator[str]:
                 yield f"{gib(part.bytes):>12}  {part.name}{'' if part.when == ALWAYS else f' (during the {part.when})'}"
             has = gib(capacity) if capacity else "none"
             yield f"{gib(peak(parts, device)):>12}  at most at one time; this machine has {has}"
-
-
-def _time(plan: Plan) -> Iterator[str]:
-    if (pace := plan.pace) is None:
-        return
-    length = f"{pace.tokens_per_rollout:.0f} tokens per rollout ({'the limit' if pace.cut else 'measured'})"
-    time = duration(pace.seconds(plan.counts))
-    yield (
-        f"\ntime: about {time} on this machine, if the hard sets are as large as they can be\n"
-        f"  measured: {1 / pace.per_generated_token:,.0f} generated and {1 / pace.per_trained_token:,.0f} trained "
-        f"tokens per second, {length}, {pace.sync:.2f} s to hand the weights over"
-    )
 
 
 def variants(jobs: Sequence[tuple[Sequence[str], Config]]) -> dict[str, list[Config]]:
@@ -82,41 +68,32 @@ def render_sweep(plans: Mapping[str, tuple[int, Plan]]) -> str:
     rows, totals = [HEADINGS], []
     told: dict[str, list[str]] = {}
     for i, (name, (runs, plan)) in enumerate(plans.items(), 1):
-        figures = _figures(plan)
-        memory = [gib(peak(plan.parts, device)) if plan.size else UNKNOWN for device in ("gpu", "cpu")]
-        rows.append([f"{i:>{len(str(len(plans)))}}  {name}", *_cells(runs, figures, memory)])
-        totals.append([None if figure is None else runs * figure for figure in figures])
+        work = plan.counts.total
+        amounts = [plan.counts.rounds, work.rollouts, work.generated_tokens, work.trained_tokens]
+        amounts += [plan.counts.reflection_calls, peak(plan.parts, "disk")]
+        memory = (gib(peak(plan.parts, device)) if plan.size else "unknown" for device in ("gpu", "cpu"))
+        rows.append([f"{i:>{len(str(len(plans)))}}  {name}", *_cells([runs, *amounts]), *memory])
+        totals.append([runs, *(runs * amount for amount in amounts)])
         for note in plan.notes:
             told.setdefault(note, []).append(str(i))
-    total = [None if None in column else sum(column) for column in zip(*totals, strict=True)]
-    number = sum(runs for runs, _ in plans.values())
-    rows.append(["total", *_cells(number, total, ["", ""])])  # how many run at a time is up to the launcher
+    total = [sum(column) for column in zip(*totals, strict=True)]
+    rows.append(["total", *_cells(total), "", ""])  # how many run at a time is up to the launcher
     notes = (
         note if len(concerned) == len(plans) else f"({', '.join(concerned)}) {note}"
         for note, concerned in sorted(told.items(), key=lambda item: item[0].startswith("WARNING"))
     )
     return "\n".join(
         [
-            f"Plan of {number} runs. Nothing is started. A row holds the figures of one run; tokens and reflections "
+            f"Plan of {total[0]} runs. Nothing is started. A row holds the figures of one run; tokens and reflections "
             "are upper bounds, and memory is the most that is taken at one time.",
             *("", *_aligned(rows), "", *notes),
         ]
     )
 
 
-def _figures(plan: Plan) -> list[float | None]:
-    """Rounds, rollouts, tokens generated and trained, reflections, bytes of disk, seconds."""
-    counts, total = plan.counts, plan.counts.total
-    work = [counts.rounds, total.rollouts, total.generated_tokens, total.trained_tokens, counts.reflection_calls]
-    disk = peak(plan.parts, "disk") if plan.size else None
-    return [*work, disk, plan.pace.seconds(counts) if plan.pace else None]
-
-
-def _cells(runs: int, figures: Sequence[float | None], memory: Sequence[str]) -> list[str]:
-    rounds, rollouts, generated, trained, reflections, disk, seconds = figures
-    tokens = [f"{(amount or 0) / 1e6:,.1f} M" for amount in (generated, trained)]
-    room, time = UNKNOWN if disk is None else gib(int(disk)), UNKNOWN if seconds is None else duration(seconds)
-    return [str(runs), f"{rounds:,}", f"{rollouts:,}", *tokens, f"{reflections:,}", *memory, room, time]
+def _cells(amounts: Sequence[int]) -> list[str]:
+    *counts, disk = amounts
+    return [*(f"{count:,}" for count in counts), gib(disk) if disk else "unknown"]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -124,11 +101,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         yield "  ".join([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

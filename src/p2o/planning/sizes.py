@@ -57,19 +57,29 @@ class ModelSize:
         return self.parameters - self.trainable
 
 
+_known: dict[str, ModelSize] = {}
+"""The sizes found so far: a sweep asks for the same one many times."""
+
+
 def model_size(model: ModelConfig, tuning: TuningConfig, *, fused_lora: bool = True) -> ModelSize:
     """The size with the adapter fused or not (``policy.fused_lora``).
 
     Raises :class:`ModelError` if the model's config.json cannot be read, with the fix.
     """
-    shape = read_shape(model)
-    text = shape.get_text_config()
+    asked = repr((model, tuning, fused_lora))
+    if asked not in _known:
+        _known[asked] = _measure(read_shape(model), model, tuning, fused_lora)
+    return _known[asked]
+
+
+def _measure(shape: PreTrainedConfig, model: ModelConfig, tuning: TuningConfig, fused_lora: bool) -> ModelSize:
+    text, dtype = shape.get_text_config(), DTYPES[model.dtype]
     trained = _on_meta(shape, model, tuning, fused_lora)
     one, two = (_kept_per_token(shape, model, tuning, fused_lora, layers) for layers in (1, 2))
-    head = cast(nn.Linear, trained.get_output_embeddings()).weight
     layer = two - one
     if model.gradient_checkpointing:  # only its input is kept, except of the layer that is computed again
-        layer = text.hidden_size * (DTYPES[model.dtype] if isinstance(tuning, LoraTuning) else torch.float32).itemsize
+        layer = text.hidden_size * (dtype if isinstance(tuning, LoraTuning) else torch.float32).itemsize
+    head = cast(nn.Linear, trained.get_output_embeddings()).weight
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelSize(
@@ -79,7 +89,7 @@ def model_size(model: ModelConfig, tuning: TuningConfig, *, fused_lora: bool = T
         vocabulary=head.shape[0],
         context=getattr(text, "max_position_embeddings", None),
         kept_per_token=round(one + (text.num_hidden_layers - 1) * layer),
-        cache_per_token=2 * text.num_hidden_layers * heads * width * DTYPES[model.dtype].itemsize,
+        cache_per_token=2 * text.num_hidden_layers * heads * width * dtype.itemsize,
     )
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from p2o.config.schema import CustomModel, ModelConfig, RandomModel, WheelModel
+from p2o.errors import InputError
 from p2o.extensions import load_object
 from p2o.files import draft_of, remove_drafts_of
 from p2o.hub import prefer_cache_without_hub
@@ -45,7 +46,7 @@ CHAT_TEMPLATE = (
 )
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A model cannot be loaded as configured; the message says which override or command fixes it."""
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 
+from p2o.errors import RunError
 from p2o.policy.layout import MicroBatch
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ KERNELS = 256
 while every micro-batch and every step of a shrinking batch brings new ones."""
 
 
-class OutOfMemoryError(RuntimeError):
+class OutOfMemoryError(RunError):
     """A single sequence does not fit into memory; the message says what to lower."""
 
 

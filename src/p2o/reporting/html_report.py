@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,25 +37,6 @@ SMOOTHED_TO = 15
 PAIRS = 2
 LONGEST = 8000
 """Characters of one answer on the page."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A template in the tree of an evolution; ``solved`` tells of each dev question whether it is."""
-
-    template: Mapping[str, Any]
-    solved: Sequence[bool]
-    other_parents: Sequence[str]
-    children: list[Node]
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question answered plainly and under a template."""
-
-    pair: Pair
-    template: str
-    epoch: int
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -134,24 +113,21 @@ def learning(groups: Sequence[RunGroup]) -> list[Chart]:
     window = 2 * (steps // SMOOTHED_TO // 2) + 1
     smoothed = f", mean over {window} rounds" if window > 1 else ""
     tokens, accuracy = "ledger/generated_tokens_all", "validation/accuracy"
-    drawn = (
-        (f"Training reward{smoothed}", "round", [curve(group, "rollout/reward", window=window) for group in groups]),
-        ("Validation accuracy, plain questions", "round", [curve(group, accuracy) for group in groups]),
-        (
-            "Validation accuracy at equal cost",
-            "tokens generated",
-            [curve(group, accuracy, x=tokens) for group in groups],
-        ),
+    reward = [curve(group, "rollout/reward", window=window) for group in groups]
+    by_round, by_tokens = ([curve(group, accuracy, x=x) for group in groups] for x in (None, tokens))
+    return _drawn(
+        line_chart(f"Training reward{smoothed}", "round", _lines(groups, reward), most=1.0),
+        line_chart("Validation accuracy, plain questions", "round", _lines(groups, by_round), most=1.0),
+        line_chart("Validation accuracy at equal cost", "tokens generated", _lines(groups, by_tokens), most=1.0),
     )
-    return _drawn(line_chart(title, x, _lines(groups, curves), most=1.0) for title, x, curves in drawn)
 
 
 def hard_questions(groups: Sequence[RunGroup]) -> list[Chart]:
     """How many questions are left by epoch, the groups compared."""
-    fields = {"Hard questions": "hard", "Hard questions without any success": "hard_all_fail"}
+    hard, hopeless = ([epoch_curve(group, field) for group in groups] for field in ("hard", "hard_all_fail"))
     return _drawn(
-        line_chart(title, "epoch", _lines(groups, [epoch_curve(group, field) for group in groups]), whole_x=True)
-        for title, field in fields.items()
+        line_chart("Hard questions", "epoch", _lines(groups, hard), whole_x=True),
+        line_chart("Hard questions without any success", "epoch", _lines(groups, hopeless), whole_x=True),
     )
 
 
@@ -165,57 +141,55 @@ def figure_4(group: RunGroup) -> list[Chart]:
     def lines(fields: Mapping[str, str], *, at: int | None = None) -> list[Line]:
         return [Line(label, epoch_curve(group, field, at=at), i) for i, (label, field) in enumerate(fields.items())]
 
+    def rates(title: str, fields: Mapping[str, str], *, at: int | None = None) -> Chart | None:
+        return line_chart(title, "epoch", lines(fields, at=at), whole_x=True, most=1.0)
+
     at_1 = {"plain": "hard_plain_pass_at_1", "evolved": "evolved_pass_at_1"}
     at_k = {"plain": "hard_plain_pass_at_k", "evolved": "evolved_pass_at_k"}
     plain = {"Pass@1": "plain_pass_at_1", f"Pass@{group.config.get('policy.rollouts', 'K')}": "plain_pass_at_k"}
     hard = {"all": "hard", "without any success": "hard_all_fail"}
-    drawn = (
-        ("Pass@1, questions under templates", lines(at_1), 1.0),
-        (f"Pass@{k or 'k'}, questions under templates", lines(at_k, at=k), 1.0),
-        ("Plain prompts, all questions", lines(plain), 1.0),
-        ("Hard questions", lines(hard), math.inf),
+    return _drawn(
+        rates("Pass@1, questions under templates", at_1),
+        rates(f"Pass@{k or 'k'}, questions under templates", at_k, at=k),
+        rates("Plain prompts, all questions", plain),
+        line_chart("Hard questions", "epoch", lines(hard), whole_x=True),
     )
-    return _drawn(line_chart(title, "epoch", found, whole_x=True, most=most) for title, found, most in drawn)
 
 
-def examples(group: RunGroup) -> list[Example]:
-    """Figure 5: the latest questions that a template of the group's first run helped to solve."""
+def examples(group: RunGroup) -> list[tuple[Pair, str, int]]:
+    """Figure 5: the latest questions that a template of the group's first run helped to solve, each with the template's
+    text and the epoch."""
     run = group.runs[0]
     texts = template_texts(run.folder)
-    fallback: list[Example] = []
+    fallback: list[tuple[Pair, str, int]] = []
     for epoch in sorted(epoch_files(run.folder / "rollouts"), reverse=True):
         found = [
-            Example(pair, texts.get(pair.templated["template_id"], ""), epoch)
+            (pair, texts.get(pair.templated["template_id"], ""), epoch)
             for pair in pairs(run.folder / "rollouts", epoch, PAIRS)
             if pair.plain and pair.templated
         ]
-        if found and found[0].pair.helped:
-            return [example for example in found if example.pair.helped]
+        if helped := [example for example in found if example[0].helped]:
+            return helped
         fallback = fallback or found
     return fallback
 
 
-def tree(pool: Mapping[str, Any]) -> list[Node]:
-    """The templates under their first parents; roots are those whose parents are not of this pool.
+def tree(pool: Mapping[str, Any]) -> dict[str | None, list[Mapping[str, Any]]]:
+    """The templates by their first parent; by None those whose parents are not of this pool.
 
-    Dev questions are drawn in one order for all templates: those that most templates solve come first.
+    ``solved`` tells of each dev question whether it is. The order is the same for all templates: those that most
+    templates solve come first.
     """
-    templates = pool["pool"]
-    solved = {template["id"]: set(template["covers"]) for template in templates}
-    order = sorted(pool["dev_ids"], key=lambda dev: (-sum(dev in ids for ids in solved.values()), dev))
-    nodes: dict[str, Node] = {}
-    roots: list[Node] = []
-    for template in templates:
-        known = [parent for parent in template["parents"] if parent in nodes]
-        node = Node(
-            template=template,
-            solved=[dev in solved[template["id"]] for dev in order],
-            other_parents=known[1:],
-            children=[],
-        )
-        (nodes[known[0]].children if known else roots).append(node)
-        nodes[template["id"]] = node
-    return roots
+    covers = [set(template["covers"]) for template in pool["pool"]]
+    order = sorted(pool["dev_ids"], key=lambda dev: (-sum(dev in ids for ids in covers), dev))
+    children: dict[str | None, list[Mapping[str, Any]]] = {}
+    seen: set[str] = set()
+    for template, ids in zip(pool["pool"], covers, strict=True):
+        first, *others = [parent for parent in template["parents"] if parent in seen] or [None]
+        node = {**template, "solved": [dev in ids for dev in order], "other_parents": others}
+        children.setdefault(first, []).append(node)
+        seen.add(template["id"])
+    return children
 
 
 def ledger_rows(groups: Sequence[RunGroup]) -> list[tuple[str, str, list[float]]]:
@@ -238,7 +212,7 @@ def _lines(groups: Sequence[RunGroup], curves: Sequence[Sequence[Point]]) -> lis
     ]
 
 
-def _drawn(charts: Iterable[Chart | None]) -> list[Chart]:
+def _drawn(*charts: Chart | None) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
@@ -246,9 +220,8 @@ def rate(value: Estimate | float | None) -> str:
     """0.441, 0.441 ± 0.020, or a dash if nothing was measured."""
     if value is None:
         return "–"
-    if isinstance(value, Estimate):
-        return f"{value.mean:.3f}" + ("" if value.half_width is None else f" ± {value.half_width:.3f}")
-    return f"{value:.3f}"
+    known = value if isinstance(value, Estimate) else Estimate(value)
+    return f"{known.mean:.3f}" + ("" if known.half_width is None else f" ± {known.half_width:.3f}")
 
 
 def duration(seconds: float) -> str:

@@ -16,13 +16,14 @@ from scipy import stats
 
 from p2o import json_lines
 from p2o.config.identity import flat, identity
+from p2o.errors import InputError
 from p2o.reporting.template_pool import read_pools
 
 LABELLED = 2
 """Differing keys that a label names where two groups have the same experiment."""
 
 
-class ReportError(ValueError):
+class ReportError(InputError):
     """A folder that is asked for is no run's folder."""
 
 

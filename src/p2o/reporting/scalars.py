@@ -9,58 +9,43 @@ from statistics import fmean
 from p2o.algorithm.advantages import GroupAdvantages, Signal
 from p2o.evolution.gepa_phase import Evolution
 from p2o.reporting.epoch_summary import EpochSummary
+from p2o.reporting.summary import LEDGER_COUNTS
 from p2o.rollout.ledger import Ledger
 from p2o.types import Outcome, Rollout
 
 Scalars = dict[str, float]
 
-LAYOUT = {
+CHARTS = {
     "Does it learn? (Figure 3)": {
-        "validation accuracy, plain questions": ["Multiline", [r"validation/accuracy$"]],
-        "training reward": ["Multiline", [r"rollout/reward$"]],
-        "success of plain and templated rollouts": ["Multiline", [r"rollout/success_(plain|templated)$"]],
+        "validation accuracy, plain questions": r"validation/accuracy$",
+        "training reward": r"rollout/reward$",
+        "success of plain and templated rollouts": r"rollout/success_(plain|templated)$",
     },
     "The hard questions (Figure 4)": {
-        "pass@1 of the questions under templates, plain and evolved": [
-            "Multiline",
-            [r"epoch/(hard_plain|evolved)_pass_at_1$"],
-        ],
-        "pass@k of the same (k is epoch/evolved_k), plain where it has k rollouts": [
-            "Multiline",
-            [r"epoch/(hard_plain|evolved)_pass_at_k$"],
-        ],
-        "pass@1 and pass@K of plain prompts, all questions": ["Multiline", [r"epoch/plain_pass_at_(1|k)$"]],
-        "hard questions, and those without any success": ["Multiline", [r"epoch/hard(_all_fail)?$"]],
+        "pass@1 of the questions under templates, plain and evolved": r"epoch/(hard_plain|evolved)_pass_at_1$",
+        "pass@k of the same (k is epoch/evolved_k)": r"epoch/(hard_plain|evolved)_pass_at_k$",
+        "pass@1 and pass@K of plain prompts, all questions": r"epoch/plain_pass_at_(1|k)$",
+        "hard questions, and those without any success": r"epoch/hard(_all_fail)?$",
     },
     "The signal": {
-        "groups: live, all wrong, all right": ["Multiline", [r"rollout/(live|all_fail|all_pass)$"]],
-        "outcomes": ["Multiline", [r"rollout/(correct|wrong|unparseable|timeout)$"]],
-        "mean length in tokens": ["Multiline", [r"rollout/length$"]],
-        "share cut at the length limit": ["Multiline", [r"rollout/truncated$"]],
+        "groups: live, all wrong, all right": r"rollout/(live|all_fail|all_pass)$",
+        "outcomes": r"rollout/(correct|wrong|unparseable|timeout)$",
+        "tokens clipped and masked": r"policy/(clip|masked)_fraction$",
+        "log-probs, engine against trainer": r"(policy/mismatch_(mean|max)|engine/probe_mismatch)$",
     },
     "The templates": {
-        "dev score: empty template and best": ["Multiline", [r"evolution/(seed|best)_dev_score$"]],
-        "templates found and proposals refused": ["Multiline", [r"evolution/(pool|chosen|refused|leaked)$"]],
-        "proposals refused, by reason": ["Multiline", [r"evolution/rejected/"]],
-        "failures of the teacher, by kind": ["Multiline", [r"evolution/failures/"]],
-    },
-    "The update": {
-        "loss": ["Multiline", [r"policy/loss$"]],
-        "gradient norm": ["Multiline", [r"policy/grad_norm$"]],
-        "entropy": ["Multiline", [r"policy/entropy$"]],
-        "tokens clipped and masked": ["Multiline", [r"policy/(clip|masked)_fraction$"]],
-        "steps skipped, not finite": ["Multiline", [r"policy/skipped$"]],
-        "log-probs, engine against trainer": ["Multiline", [r"policy/mismatch_(mean|max)$", r"engine/probe_mismatch$"]],
-        "weight of importance sampling": ["Multiline", [r"policy/importance_weight$"]],
+        "dev score: empty template and best": r"evolution/(seed|best)_dev_score$",
+        "templates found and proposals refused": r"evolution/(pool|chosen|refused|leaked)$",
+        "proposals refused, by reason": r"evolution/rejected/",
+        "failures of the teacher, by kind": r"evolution/failures/",
     },
     "The cost": {
-        "generated tokens by phase": ["Multiline", [r"ledger/generated_tokens/"]],
-        "seconds a round": ["Multiline", [r"time/"]],
-        "engine processes restarted, servers dropped": ["Multiline", [r"engine/(restarts|drops)$"]],
-        "prompt tokens found in the engine's prefix cache": ["Multiline", [r"engine/cached_tokens$"]],
+        "generated tokens by phase": r"ledger/generated_tokens/",
+        "seconds per round": r"time/",
     },
 }
-"""Charts of TensorBoard's custom-scalars tab; the lists hold patterns of scalar names."""
+"""Charts of TensorBoard's custom-scalars tab that bring several scalars together, by patterns of their names."""
+LAYOUT = {tab: {title: ["Multiline", [names]] for title, names in charts.items()} for tab, charts in CHARTS.items()}
 
 
 def rollout_scalars(rollouts: Sequence[Rollout]) -> Scalars:
@@ -118,25 +103,15 @@ def evolution_scalars(evolution: Evolution, chosen: int) -> Scalars:
 def epoch_scalars(summary: EpochSummary) -> Scalars:
     """The numbers of an epoch's summary; what was not measured is left out."""
     values = dataclasses.asdict(summary)
-    return {
-        name: value
-        for name, value in values.items()
-        if name not in ("epoch", "step") and isinstance(value, int | float)
-    }
+    return {name: n for name, n in values.items() if name not in ("epoch", "step") and isinstance(n, int | float)}
 
 
 def ledger_scalars(ledger: Ledger) -> Scalars:
     """Running sums: tokens by phase and in all."""
     total = ledger.totals()
-    phases = ledger.to_json()
     return {
-        **{f"generated_tokens/{phase}": counts["generated_tokens"] for phase, counts in phases.items()},
-        "prompt_tokens_all": total.prompt_tokens,
-        "generated_tokens_all": total.generated_tokens,
-        "scored_tokens_all": total.scored_tokens,
-        "trained_tokens_all": total.trained_tokens,
-        "metric_calls_all": total.metric_calls,
-        "reflection_calls_all": total.reflection_calls,
+        **{f"generated_tokens/{phase}": counts["generated_tokens"] for phase, counts in ledger.to_json().items()},
+        **{f"{count}_all": getattr(total, count) for count in LEDGER_COUNTS if count != "seconds"},
     }
 
 

@@ -61,13 +61,5 @@ def best_templates(templates: Iterable[Mapping[str, Any]], limit: int = BEST_TEM
         if template["id"] != PLAIN and (known is None or template["dev_score"] > known["dev_score"]):
             best[template["id"]] = template
     ranked = sorted(best.values(), key=lambda template: (-template["dev_score"], template["id"]))
-    return [
-        {
-            "id": template["id"],
-            "epoch": template["epoch"],
-            "dev_score": template["dev_score"],
-            "covers": len(template["covers"]),
-            "text": template["text"],
-        }
-        for template in ranked[:limit]
-    ]
+    told = ("id", "epoch", "dev_score", "covers", "text")
+    return [{name: one[name] for name in told} | {"covers": len(one["covers"])} for one in ranked[:limit]]

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from p2o.errors import InputError
 from p2o.extensions import load_object
 from p2o.rewards import equivalence, gym_scores
 from p2o.types import Outcome, Problem
@@ -19,7 +20,7 @@ Verdict = tuple[Outcome, float]
 Scorer = Callable[[Mapping[str, Any]], Verdict]
 
 
-class RewardError(ValueError):
+class RewardError(InputError):
     """The reward's configuration is wrong, or its workers cannot start."""
 
 

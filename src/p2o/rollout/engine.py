@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from p2o.errors import RunError
 from p2o.types import Generation, Prompt, SamplingParams
 
 Lengths = Mapping[str, int]
@@ -18,7 +19,7 @@ class StalePolicyError(RuntimeError):
     """The engine holds another policy version than the one it was asked to sample from."""
 
 
-class EngineError(RuntimeError):
+class EngineError(RunError):
     """The engine cannot go on: it is not installed, does not start, keeps dying, or does not hold the policy."""
 
 

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
+from p2o.errors import InputError
 from p2o.types import Problem
 
 SHOWN = 200
 """Characters of an unusable row that a report keeps."""
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """The data cannot be used; the message names the file or key and the fix."""
 
 

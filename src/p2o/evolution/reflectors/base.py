@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from p2o.errors import InputError
 from p2o.types import Outcome
 
 
-class ReflectorError(ValueError):
+class ReflectorError(InputError):
     """A reflector cannot work as configured. One line that names the key and the fix."""
 
 

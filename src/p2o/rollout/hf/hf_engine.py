@@ -165,7 +165,7 @@ class _Decode:
             self._retire()
             if self.rows:
                 fault_point("a step of decoding")
-                with timed("decode", layers=len(self.rows), head=len(self.rows)):
+                with timed("decode", tokens=len(self.rows)):
                     self._step(graphs)
         return [self.results[i] for i in range(len(self.prompts))]
 
@@ -204,7 +204,7 @@ class _Decode:
             self._compute(tree, paths, rows)
 
     def _compute(self, tree: PrefixTree, paths: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
-        with timed("prefill", layers=len(tree)):
+        with timed("prefill", tokens=len(tree)):
             self.cache.prefill(paths, rows)
             self.twin.hidden(
                 input_ids=torch.tensor([tree.tokens], device=self.device),
