@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import questions
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
@@ -28,13 +32,31 @@ register_schemas()
 register_launcher()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _questions_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "questions"
+    folder.mkdir(exist_ok=True)
+    os.environ[questions.FOLDER] = str(folder)
+    questions.keep_in(folder)
+
+
+@cache
+def _composed(overrides: tuple[str, ...], folder: Path) -> DictConfig:
+    """Composing takes a third of a second, and many tests ask for the same. ``folder`` is where Hydra looks too."""
+    with initialize_config_module("p2o.conf", version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
 @pytest.fixture
 def compose_tree(tmp_path: Path) -> Callable[..., DictConfig]:
     """``compose_tree("+experiment=grpo", ...)``: the composed tree, run folder in the test's own folder."""
 
     def build(*overrides: str) -> DictConfig:
-        with initialize_config_module("p2o.conf", version_base="1.3"):
-            return compose("config", overrides=[f"run_dir={tmp_path / 'run'}", *overrides])
+        tree = copy.deepcopy(_composed(("run_dir=RUN", *overrides), Path.cwd()))
+        if tree.run_dir == "RUN":
+            tree.run_dir = str(tmp_path / "run")
+        return tree
 
     return build
 

@@ -37,7 +37,10 @@ def test_the_reward_of_extend_md_scores_what_is_in_the_box(tmp_path: Path, monke
 
 
 def test_every_part_of_extend_md_works_together(tmp_path: Path) -> None:
-    """The command at the top of the document, with the files that it shows, on the tiny model."""
+    """The command at the top of the document, with the files that it shows, on the tiny model.
+
+    It may take longer than 30 s: it starts the command as a reader does, with all its imports.
+    """
     text = EXTEND.read_text()
     for name, content in BLOCK.findall(text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

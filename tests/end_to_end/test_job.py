@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,33 @@ def without_seconds(summary: dict[str, Any]) -> dict[str, Any]:
     return summary | {"ledger": {key: value for key, value in summary["ledger"].items() if key != "seconds"}}
 
 
+@pytest.fixture(scope="module")
+def runs() -> dict[tuple[str, ...], tuple[Config, RunResult]]:
+    return {}
+
+
+@pytest.fixture
+def finished(
+    runs: dict[tuple[str, ...], tuple[Config, RunResult]],
+    configure: Callable[..., Config],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Config, RunResult]]:
+    """``finished("grpo", ...)``: the configuration and the result of a run to the end, made once for all tests."""
+
+    def run(experiment: str, *overrides: str) -> tuple[Config, RunResult]:
+        key = experiment, *overrides
+        if key not in runs:
+            folder = tmp_path_factory.mktemp(experiment) / "run"
+            config = configure(f"+experiment={experiment}", *LUCKY, *overrides, f"run_dir={folder}")
+            runs[key] = config, train(config)
+        return runs[key]
+
+    return run
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs(experiment: str, configure: Callable[..., Config]) -> None:
-    config = configure(f"+experiment={experiment}", *LUCKY)
-    result = train(config)
+def test_every_experiment_runs(experiment: str, finished: Callable[..., tuple[Config, RunResult]]) -> None:
+    config, result = finished(experiment)
     summary = summary_of(result.run_dir)
     assert (summary["status"], summary["experiment"]) == ("completed", experiment)
     assert [row["epoch"] for row in summary["epochs"]] == [0, 1]
@@ -61,9 +85,9 @@ def test_every_experiment_runs(experiment: str, configure: Callable[..., Config]
     assert {row["template_id"] for row in rows} == {"plain"}, "nothing is evolved before the first epoch"
 
 
-def test_a_run_leaves_what_its_folder_promises(configure: Callable[..., Config]) -> None:
-    config = configure("+experiment=teacher_ref", *LUCKY)
-    run_dir = train(config).run_dir
+def test_a_run_leaves_what_its_folder_promises(finished: Callable[..., tuple[Config, RunResult]]) -> None:
+    config, result = finished("teacher_ref")
+    run_dir = result.run_dir
     for name in (
         "config.yaml",
         "environment.json",
@@ -84,9 +108,9 @@ def test_a_run_leaves_what_its_folder_promises(configure: Callable[..., Config])
     assert {"validation/accuracy", "rollout/reward", "evolution/best_dev_score"} <= set(events.Tags()["scalars"])
 
 
-def test_a_finished_run_says_so_and_changes_nothing(configure: Callable[..., Config]) -> None:
-    config = configure("+experiment=grpo", *LUCKY)
-    run_dir = train(config).run_dir
+def test_a_finished_run_says_so_and_changes_nothing(finished: Callable[..., tuple[Config, RunResult]]) -> None:
+    config, result = finished("grpo")
+    run_dir = result.run_dir
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.name != "config.yaml"}
     again = train(config)
     assert again.already_done
@@ -97,43 +121,43 @@ class Interrupted(BaseException):
     """Stands for the end of the process: nothing of ours may catch it."""
 
 
-@pytest.fixture(scope="module")
-def undisturbed() -> dict[str, RunResult]:
-    """By kind of tuning, the run that the resumed ones are compared with."""
-    return {}
+STOPPED_AT = (
+    (Stage.START, 0, 1),
+    (Stage.POLICY, 0, 3),
+    (Stage.PROMPT, 0, 2),  # the first call is the validation
+    (Stage.PROMPT, 0, 2),
+    (Stage.POLICY, 1, 2),
+    (Stage.PROMPT, 1, 1),
+)
+"""By process: stage, epoch and call of the sampler there at which it is stopped."""
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-@pytest.mark.parametrize("at", [1, 4, 7, 10, 13])
 def test_resume_equals_no_interruption(
-    at: int,
     tuning: str,
     configure: Callable[..., Config],
-    undisturbed: dict[str, RunResult],
-    tmp_path: Path,
+    finished: Callable[..., tuple[Config, RunResult]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The job is stopped at its ``at``-th call of the sampler: validation, rounds and evolution all make them."""
-    arguments = ("+experiment=teacher_ref", f"tuning={tuning}", *LUCKY)
-    if tuning not in undisturbed:
-        undisturbed[tuning] = train(configure(*arguments, f"run_dir={tmp_path / 'whole'}"))
-    whole = undisturbed[tuning]
-
-    calls = 0
+    """Process after process is stopped at a call of the sampler: validation, rounds and evolution all make them."""
+    tuned = () if tuning == "lora" else (f"tuning={tuning}",)
+    _, whole = finished("teacher_ref", *tuned)
+    cut = configure("+experiment=teacher_ref", *LUCKY, *tuned)
     sample = P2OModule._sample
+    for *where, call in STOPPED_AT:
+        calls = itertools.count(1)
 
-    def interrupting(self: P2OModule, *args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            raise Interrupted
-        return sample(self, *args)
+        def interrupting(
+            self: P2OModule, *args: Any, where: list[Any] = where, call: int = call, calls: Iterator[int] = calls
+        ) -> Any:
+            if [self.state.stage, self.state.epoch] == where and next(calls) == call:
+                raise Interrupted
+            return sample(self, *args)
 
-    cut = configure(*arguments, f"run_dir={tmp_path / 'cut'}")
-    with monkeypatch.context() as patch:
-        patch.setattr(P2OModule, "_sample", interrupting)
-        with pytest.raises(Interrupted):
-            train(cut)
+        with monkeypatch.context() as patch:
+            patch.setattr(P2OModule, "_sample", interrupting)
+            with pytest.raises(Interrupted):
+                train(cut)
     resumed = train(cut)
     assert resumed.state.stage is Stage.DONE
 
@@ -149,12 +173,9 @@ def test_resume_equals_no_interruption(
 
 
 def test_the_baseline_differs_only_in_what_the_experiment_says(
-    configure: Callable[..., Config], tmp_path: Path
+    finished: Callable[..., tuple[Config, RunResult]],
 ) -> None:
-    runs = [
-        train(configure(f"+experiment={name}", *LUCKY, f"run_dir={tmp_path / name}")).run_dir
-        for name in ("teacher_ref", "grpo")
-    ]
+    runs = [finished(name)[1].run_dir for name in ("teacher_ref", "grpo")]
     first = [pq.read_table(run / "rollouts" / "epoch-000.parquet") for run in runs]
     assert first[0].equals(first[1]), "the first epoch has no templates: the runs are one and the same"
 

@@ -23,11 +23,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas  # noqa: F401 - imported here for what a life would spend seconds on
+# Some are imported here for no other reason than that a life would spend seconds on them.
+import pandas  # noqa: F401
 import points
-import reasoning_gym  # noqa: F401
+import questions
 from hydra import compose, initialize_config_module
+from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+import p2o.evolution.reflectors.openai  # noqa: F401
 from p2o import faults
 from p2o.config import Config, load_config, register_schemas
 from p2o.launch import launch
@@ -39,6 +42,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def main() -> None:
     register_schemas()
     register_launcher()
+    questions.keep_in(os.environ[questions.FOLDER])
     gc.freeze()  # a child that collects garbage would copy every page
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:

@@ -24,7 +24,7 @@ JOB = (
 
 def environment() -> dict[str, str]:
     """One thread, since a process with more cannot be forked; the reward function's folder on the path."""
-    path = os.pathsep.join([str(HERE.parent / "end_to_end"), str(HERE)])
+    path = os.pathsep.join(map(str, (HERE.parent / "end_to_end", HERE.parent, HERE)))
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -82,6 +82,7 @@ def assert_little_was_lost(lives: list[Life]) -> None:
 
 @pytest.mark.parametrize("part", [0, 1])
 def test_killed_at_every_point_it_ends_as_if_untouched(part: int, driver: Driver, whole: Path, tmp_path: Path) -> None:
+    """It takes longer than 30 s: fifteen processes, each of which resumes a run."""
     deaths = COURSE[part::2]
     lives = lived(driver, tmp_path / "run", deaths)
     assert differing(story(whole), story(tmp_path / "run")) == []

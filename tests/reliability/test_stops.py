@@ -20,67 +20,70 @@ from p2o.stop import Stop, Stopped
 pytestmark = pytest.mark.timeout(600)
 
 
+STOPS: list[tuple[dict[str, Any], int]] = [
+    ({"strike": "a step of decoding", "step": 1, "stage": "policy", "call": 3}, 1),
+    ({"strike": "a micro-batch", "step": 1}, 1),  # the round begins at the checkpoint: no need to end it
+    ({"strike": "after the optimizer's step", "step": 1}, 2),  # it is as good as done: it is saved
+    ({"strike": "templates evaluated, not journaled", "step": 3}, 3),
+]
+"""In the order in which a run passes them; and how many steps are saved then."""
+
+
+def test_a_stopped_run_says_so_and_goes_on(driver: Driver, whole: Path, tmp_path: Path) -> None:
+    """One process after another is stopped, and the next one continues."""
+    run_dir = tmp_path / "run"
+    for death, saved in STOPS:
+        by = signal.SIGINT if saved == 2 else signal.SIGTERM
+        life = driver.live(run_dir, signal=int(by), **death)
+        assert life.code == 128 + by, death
+        told = " ".join(life.said.split())
+        assert f"Stopped by {by.name}. The same command continues from the last checkpoint." in told
+        assert "Traceback" not in life.said
+        assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.step == saved, death
+    assert driver.live(run_dir).code == 0
+    assert differing(story(whole), story(run_dir)) == []
+
+
+DECODING = {"strike": "a step of decoding", "stage": "policy", "call": 3}
+
+
 @pytest.mark.parametrize(
-    ("death", "saved"),
+    ("how", "code", "ends"),
     [
-        ({"strike": "a step of decoding", "step": 1, "stage": "policy", "call": 3}, 1),
-        ({"strike": "a micro-batch", "step": 1}, 1),  # the round begins at the checkpoint: no need to end it
-        ({"strike": "after the optimizer's step", "step": 1}, 2),  # it is as good as done: it is saved
-        ({"strike": "templates evaluated, not journaled", "step": 3}, 3),
+        (
+            {"signal": int(signal.SIGTERM)},
+            143,
+            [({"strike": "a micro-batch", "step": 1}, 2), ({**DECODING, "step": 4}, 4)],
+        ),
+        ({"engine_error": True}, 1, [({**DECODING, "step": 1}, 1), ({"strike": "the engine synced", "step": 2}, 2)]),
     ],
-    ids=lambda value: value["strike"] if isinstance(value, dict) else "",
+    ids=["a stop", "the engine"],
 )
-def test_a_stopped_run_says_so_and_goes_on(
-    death: dict[str, Any], saved: int, driver: Driver, whole: Path, tmp_path: Path
+def test_rounds_without_a_checkpoint_are_saved_when_a_run_ends_early(
+    how: dict[str, Any],
+    code: int,
+    ends: list[tuple[dict[str, Any], int]],
+    driver: Driver,
+    whole: Path,
+    tmp_path: Path,
 ) -> None:
-    by = signal.SIGINT if saved == 2 else signal.SIGTERM
-    life = driver.live(tmp_path / "run", signal=int(by), **death)
-    assert life.code == 128 + by
-    assert f"Stopped by {by.name}. The same command continues from the last checkpoint." in " ".join(life.said.split())
-    assert "Traceback" not in life.said
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == saved
-    assert driver.live(tmp_path / "run").code == 0
-    assert differing(story(whole), story(tmp_path / "run")) == []
-
-
-@pytest.mark.parametrize(
-    ("death", "saved"),
-    [
-        ({"strike": "a step of decoding", "step": 2, "stage": "policy", "call": 3}, 2),
-        ({"strike": "a micro-batch", "step": 1}, 2),  # the round before has no checkpoint: both are saved
-    ],
-    ids=["decoding", "update"],
-)
-def test_rounds_without_a_checkpoint_are_saved_when_the_run_is_stopped(
-    death: dict[str, Any], saved: int, driver: Driver, whole: Path, tmp_path: Path
-) -> None:
-    rare = "trainer.checkpoint_every=3"
-    assert driver.live(tmp_path / "run", rare, signal=int(signal.SIGTERM), **death).code == 143
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == saved
-    assert driver.live(tmp_path / "run", rare).code == 0
-    assert differing(story(whole), story(tmp_path / "run")) == []
-
-
-@pytest.mark.parametrize(
-    "death",
-    [{"strike": "a step of decoding", "stage": "policy", "call": 3}, {"strike": "the engine synced"}],
-    ids=lambda death: death["strike"],
-)
-def test_rounds_without_a_checkpoint_are_saved_when_the_engine_gives_up(
-    death: dict[str, Any], driver: Driver, whole: Path, tmp_path: Path
-) -> None:
-    rare = "trainer.checkpoint_every=3"
-    life = driver.live(tmp_path / "run", rare, engine_error=True, step=2, **death)
-    assert life.code == 1
-    assert "its server is gone" in life.said
-    assert "Traceback" not in life.said
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state.step == 2
-    assert driver.live(tmp_path / "run", rare).code == 0
-    assert differing(story(whole), story(tmp_path / "run")) == []
+    """It is stopped, or its engine gives up, twice; a checkpoint is due after the third round and the sixth."""
+    rare, run_dir = "trainer.checkpoint_every=3", tmp_path / "run"
+    for death, saved in ends:
+        life = driver.live(run_dir, rare, **how, **death)
+        assert life.code == code, death
+        assert ("its server is gone" in life.said) == ("engine_error" in how)
+        assert "Traceback" not in life.said
+        assert read_checkpoint(run_dir / "checkpoints" / "last.ckpt").state.step == saved, death
+    assert driver.live(run_dir, rare).code == 0
+    assert differing(story(whole), story(run_dir)) == []
 
 
 def test_the_command_itself_ends_with_143_and_keeps_others_out(driver: Driver, tmp_path: Path) -> None:
-    """A process of its own, from the command line; while it runs nobody else may use its folder."""
+    """A process of its own, from the command line; while it runs nobody else may use its folder.
+
+    It may take longer than 30 s: this is the command as a user starts it, with all its imports.
+    """
     run_dir = tmp_path / "run"
     job = (*JOB, f"seed={driver.seed}", "trainer.epochs=1000", f"run_dir={run_dir}")
     command = [sys.executable, "-m", "p2o.run", *job]

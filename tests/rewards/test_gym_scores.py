@@ -35,7 +35,7 @@ def problem(task: str, entry: dict[str, Any], **params: Any) -> Problem:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[GraderPool]:
-    config = RewardConfig(kind="reasoning_gym", extract=["answer_line", "whole"], deadline_s=20.0, workers=2)
+    config = RewardConfig(kind="reasoning_gym", extract=["answer_line", "whole"], deadline_s=20.0)
     with GraderPool(config) as pool:
         yield pool
 

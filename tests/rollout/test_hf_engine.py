@@ -126,13 +126,13 @@ def next_token(policy: Policy, prompt: Prompt, tokens: tuple[int, ...], temperat
 @BOTH
 def test_greedy_equals_generate_token_for_token(tmp_path: Path, architecture: str, tuning: TuningConfig) -> None:
     policy = load(tmp_path, tuning, architecture)
-    greedy = SamplingParams(0.0, 50)
+    greedy = SamplingParams(0.0, 20)
     expected = []
     for prompt in prompts():
         out = policy.module.generate(
             input_ids=torch.tensor([prompt.tokens]),
             attention_mask=torch.ones(1, len(prompt.tokens), dtype=torch.long),
-            max_new_tokens=50,
+            max_new_tokens=20,
             do_sample=False,
         )
         tokens = tuple(out[0, len(prompt.tokens) :].tolist())

@@ -1,5 +1,8 @@
+"""Questions of reasoning-gym. What does not depend on the process that makes them is made in this one."""
+
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from typing import Any
 
@@ -7,12 +10,24 @@ import pytest
 
 from p2o.config.schema import ReasoningGymData, RewardConfig, TaskMix
 from p2o.rewards import GraderPool
-from p2o.tasks import DataError, ProblemSet, load_problems
+from p2o.tasks import DataError, ProblemSet, generate, gym, load_problems
 from p2o.tasks.generate import shares
 from p2o.types import Outcome
 
 REWARD = RewardConfig(kind="reasoning_gym", extract=["answer_line", "whole"], deadline_s=20.0)
+MAKE_QUESTIONS = inspect.unwrap(gym.make_questions)
 SUMS = TaskMix(name="chain_sum", params={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2})
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym, "make_questions", generate.make)
+
+
+@pytest.fixture
+def _in_a_process_of_their_own(_in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of tests."""
+    monkeypatch.setattr(gym, "make_questions", MAKE_QUESTIONS)
 
 
 def config(tasks: dict[str, TaskMix], **changes: Any) -> ReasoningGymData:
@@ -35,10 +50,12 @@ def test_a_mixture_by_its_seed() -> None:
     assert first.report.render() == "reasoning_gym: 50 of 50 rows are usable"
 
 
+@pytest.mark.usefixtures("_in_a_process_of_their_own")
 def test_tasks_that_depend_on_hashes_or_the_global_generator_are_reproducible() -> None:
     names = ["list_functions", "isomorphic_strings", "ransom_note", "word_ladder", "intermediate_integration"]
     tasks = {name: TaskMix(name=name) for name in names}
-    assert load(tasks, train_size=100).fingerprint == load(tasks, train_size=100).fingerprint
+    few = {"train_size": 15, "val_size": 5}
+    assert load(tasks, **few).fingerprint == load(tasks, **few).fingerprint
 
 
 def test_no_question_comes_twice_whatever_task_of_the_mixture_made_it() -> None:
@@ -94,3 +111,9 @@ def test_shares_add_up(size: int, weights: list[float], expected: list[int]) -> 
 def test_what_cannot_work_is_named(tasks: dict[str, TaskMix], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load(tasks, **changes)
+
+
+@pytest.mark.usefixtures("_in_a_process_of_their_own")
+def test_another_process_says_what_cannot_work_too() -> None:
+    with pytest.raises(DataError, match=r"data\.tasks\.x: chain_summ .*not registered"):
+        load({"x": TaskMix(name="chain_summ")})

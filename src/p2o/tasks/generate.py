@@ -20,14 +20,17 @@ OVERDRAW = 10
 
 
 def main() -> None:
-    data = json.load(sys.stdin)
-    made: dict[str, Any]
-    try:
-        with redirect_stdout(sys.stderr):  # some tasks print
-            made = {part: [asdict(problem) for problem in problems] for part, problems in mixture(data).items()}
-    except DataError as error:
-        made = {"error": str(error)}
+    with redirect_stdout(sys.stderr):  # some tasks print
+        made = make(json.load(sys.stdin))
     json.dump(made, sys.stdout)
+
+
+def make(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The problems of each part as JSON can tell them, or what is wrong with the configuration, as "error"."""
+    try:
+        return {part: [asdict(problem) for problem in problems] for part, problems in mixture(data).items()}
+    except DataError as error:
+        return {"error": str(error)}
 
 
 def mixture(data: Mapping[str, Any]) -> dict[str, list[Problem]]:

@@ -10,7 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from p2o.config.schema import ReasoningGymData
 from p2o.tasks.problem_set import DataError, DataReport
@@ -27,10 +29,20 @@ def load(data: ReasoningGymData, report: DataReport) -> tuple[list[Problem], lis
         raise DataError("data.tasks: give at least one data.tasks.<name>={name: chain_sum}, each weight above 0")
     if not data.train_size or not data.val_size:
         raise DataError("data=reasoning_gym has no number of questions: set data.train_size and data.val_size")
+    made = make_questions(asdict(data))
+    if "error" in made:
+        raise DataError(made["error"])
+    train, val = ([Problem(**problem) for problem in made[part]] for part in ("train", "val"))
+    report.rows += len(train) + len(val)
+    return train, val
+
+
+def make_questions(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What :mod:`~p2o.tasks.generate` makes of the configuration's fields: the problems of each part, or the error."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.run(
         [sys.executable, "-m", "p2o.tasks.generate"],
-        input=json.dumps(asdict(data)),
+        input=json.dumps(data),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -39,9 +51,4 @@ def load(data: ReasoningGymData, report: DataReport) -> tuple[list[Problem], lis
     )
     if process.returncode != 0:
         raise DataError(f"data=reasoning_gym: making the questions failed\n{process.stderr[-2000:]}")
-    made = json.loads(process.stdout)
-    if "error" in made:
-        raise DataError(made["error"])
-    train, val = ([Problem(**problem) for problem in made[part]] for part in ("train", "val"))
-    report.rows += len(train) + len(val)
-    return train, val
+    return json.loads(process.stdout)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from p2o.config.schema import CustomReflector, GepaConfig, OpenAIReflector, ReflectorConfig, StrategiesReflector
-from p2o.evolution.reflectors import openai, strategies
+from p2o.evolution.reflectors import strategies
 from p2o.evolution.reflectors.base import (
     Feedback,
     Reflection,
@@ -51,6 +51,8 @@ def build_reflector(
         if isinstance(config, CustomReflector):
             return load_object(config.factory, "reflector.factory")(config, ledger)
         if isinstance(config, OpenAIReflector):
+            from p2o.evolution.reflectors import openai  # here, because the client takes a second to import
+
             return openai.OpenAIReflector(
                 config,
                 max_template_tokens=gepa.max_template_tokens,
