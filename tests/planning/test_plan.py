@@ -219,6 +219,22 @@ def test_vllm_sleeps_during_the_update(qwen3_4b: Path, configure: Callable[..., 
     assert any("the rounds above by time/rollout + time/update" in note for note in plan.notes)
 
 
+def test_split_weights_are_planned_per_device(qwen3_4b: Path, configure: Callable[..., Config]) -> None:
+    """Full tuning of 4B: 64 GB of states on each device, or an eighth of them."""
+    common = ("+experiment=grpo", "tuning=full", "model=qwen3_4b", f"model.path={qwen3_4b}", "trainer.devices=8")
+    size = model_size(ModelConfig(path=str(qwen3_4b)), FullTuning(learning_rate=1.0))
+    states = {}
+    for strategy in ("ddp", "fsdp2"):
+        config = on(configure(*common, f"trainer.strategy={strategy}"), "gpu")
+        parts = list(footprint.memory(config, size, Questions(8, 8, 100, True), 80 * 2**30))
+        states[strategy] = sum(
+            part.bytes for part in parts if part.name in ("weights", "AdamW's two moments", "gradients")
+        )
+        assert any(part.name == "checkpoint, gathered" for part in parts) == (strategy == "fsdp2")
+    assert states["ddp"] == 16 * size.parameters
+    assert states["fsdp2"] == pytest.approx(states["ddp"] / 8, abs=8)
+
+
 def test_parts_of_different_times_are_not_added_up() -> None:
     parts = [Part("a", "cpu", "always", 5), Part("b", "cpu", "update", 7), Part("c", "cpu", "rollout", 4)]
     assert footprint.peak(parts, "cpu") == 12

@@ -46,7 +46,7 @@ def peak(parts: Sequence[Part], device: str) -> int:
 
 
 def memory(config: Config, size: ModelSize, questions: Questions, capacity: int | None) -> Iterator[Part]:
-    """The parts of a run that trains on a device with ``capacity`` bytes (None = unknown)."""
+    """The parts of a run that trains on devices with ``capacity`` bytes each (None = unknown), of one process."""
     device, element = config.trainer.accelerator, DTYPES[config.model.dtype].itemsize
     copy, float32 = element * size.parameters, FLOAT32 * size.trainable
     full = isinstance(config.tuning, FullTuning)
@@ -54,16 +54,18 @@ def memory(config: Config, size: ModelSize, questions: Questions, capacity: int 
     head = (element * rows + 2 * FLOAT32 * min(rows, block_rows(device))) * size.vocabulary  # logits, probabilities
     if full:  # the weight's copy for the arithmetic, and its gradient
         head += size.head * (element + FLOAT32)
-    yield Part("weights", device, ALWAYS, element * size.frozen + float32)
-    yield Part("AdamW's two moments", device, ALWAYS, 2 * float32)
-    yield Part("gradients", device, UPDATE, float32)
+    sharded = config.trainer.strategy == "fsdp2"
+    parts = processes(config) if sharded else 1
+    yield Part("weights", device, ALWAYS, (element * size.frozen + float32) // parts)
+    yield Part("AdamW's two moments", device, ALWAYS, 2 * float32 // parts)
+    yield Part("gradients", device, UPDATE, float32 // parts)
     yield Part("activations of a micro-batch", device, UPDATE, size.kept_per_token * _micro_batch(config, questions))
     yield Part("output layer's chunks", device, UPDATE, head)
     if full and element < FLOAT32:
         yield Part(f"weights in {config.model.dtype}", device, UPDATE, copy)
     rollout, cached = config.rollout, sequence(config, questions) * size.cache_per_token
     if isinstance(rollout, HfRollout):
-        shared = device != "cpu"  # there the engine reads frozen weights in place
+        shared = device != "cpu" and not sharded  # there the engine reads frozen weights in place
         if config.gepa.variant == "self_ref" and full:
             yield Part("the reference model" + ", twice" * (not shared), device, ALWAYS, copy * (2 - shared))
         yield Part("the engine's copy of the weights", device, ROLLOUT, element * size.trainable if shared else copy)
@@ -76,7 +78,9 @@ def memory(config: Config, size: ModelSize, questions: Questions, capacity: int 
         share = int(rollout.gpu_memory_utilization * capacity) if capacity else copy + cached
         yield Part("vLLM" if capacity else "vLLM, at least", device, ROLLOUT, share)
         yield Part("vLLM's weights while it sleeps", "cpu", UPDATE, copy)
-    if device != "cpu":
+    if sharded:
+        yield Part("checkpoint, gathered", "cpu", CHECKPOINT, 3 * float32)
+    elif device != "cpu":
         yield Part("checkpoint on its way to the disk", "cpu", CHECKPOINT, float32)
     graders = config.reward.workers * config.reward.memory_mb * 2**20
     yield Part(f"{config.reward.workers} grader(s), at their limit", "cpu", ALWAYS, graders)
@@ -91,6 +95,12 @@ def disk(config: Config, size: ModelSize, counts: Counts) -> Iterator[Part]:
     yield Part(f"checkpoints, at most {CHECKPOINTS}", "disk", ALWAYS, CHECKPOINTS * 3 * FLOAT32 * size.trainable)
     yield Part("model/", "disk", ALWAYS, model)
     yield Part("rollouts and journals, at most", "disk", ALWAYS, BYTES_PER_TOKEN * tokens)
+
+
+def processes(config: Config) -> int:
+    """Ranks of the run; ``trainer.devices=auto`` counts as one per machine."""
+    devices = config.trainer.devices
+    return config.trainer.nodes * (devices if isinstance(devices, int) else 1)
 
 
 def sequence(config: Config, questions: Questions) -> int:

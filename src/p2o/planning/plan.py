@@ -23,7 +23,8 @@ from p2o.tasks import load_problems
 
 FIXES = {
     "cpu": "tuning=lora, a smaller policy.micro_batch_tokens, rollout.max_rows or reward.memory_mb take less.",
-    "gpu": "tuning=lora, a smaller policy.micro_batch_tokens or rollout.max_new_tokens take less.",
+    "gpu": "tuning=lora, trainer.strategy=fsdp2 on several devices, a smaller policy.micro_batch_tokens or "
+    "rollout.max_new_tokens take less.",
     "disk": "tuning=lora takes less; run_dir=<folder on a larger disk> has more.",
 }
 TIME = (
