@@ -72,6 +72,7 @@ def start_ranks(config: Config, overrides: Sequence[str]) -> int:
             [f"trainer.nodes={trainer.nodes}: start the command on every machine by torchrun or srun (docs/scale.md)"]
         )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what a lost connection means, the run says itself
     os.environ[RUN] = base64.b64encode(pickle.dumps((config, list(overrides)))).decode()
     how = LaunchConfig(
         min_nodes=1,
@@ -134,6 +135,7 @@ def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
         world_size=size,
         timeout=timedelta(seconds=TENSORS_S),
     )
+    failed = False
     try:
         control = dist.new_group(backend="gloo", timeout=timedelta(seconds=trainer.wait_s))
         with _stops_passed_on(stop, store.clone()):
@@ -146,11 +148,15 @@ def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
         raise
     except Exception as error:
         told = isinstance(error, InputError | RunError)
+        failed = True
         store.set("error", f"rank {rank}: {error if told else traceback.format_exc()}")
         raise
     finally:
+        if failed:  # the others shall not wait for this rank, but read why it is gone
+            dist.destroy_process_group()
         _leave(store, rank, size)
-        dist.destroy_process_group()
+        if not failed:
+            dist.destroy_process_group()
 
 
 def cluster_environment() -> ClusterEnvironment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from teacher_server import Teacher
 from two import Job, start
+
+from p2o.rollout.engine import EngineError
 
 JOB = (
     *("+experiment=teacher_ref", "debug=tiny", "reward=function", "reward.function=lucky.score"),
@@ -31,7 +35,7 @@ def _lucky(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "end_to_end"))
 
 
-def run(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str] | None = None) -> Job:
+def run(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str, Exception] | None = None) -> Job:
     return start(folder.parent, *JOB, *overrides, f"run_dir={folder}", size=size, fault=fault)
 
 
@@ -137,23 +141,43 @@ def test_a_number_of_processes_that_is_not_the_configurations_is_refused(tmp_pat
     assert job.said[1] == ""
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_weights_that_are_split_over_the_ranks_change_nothing(tuning: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tuning", "size"), [("lora", 2), ("full", 2), ("lora", 1)])
+def test_weights_that_are_split_over_the_ranks_change_nothing(tuning: str, size: int, tmp_path: Path) -> None:
     both = f"tuning={tuning}", "seed=1", "policy.updates_per_round=2"
     assert_same_run(
         finished(tmp_path / "one" / "run", *both, size=1),
-        finished(tmp_path / "two" / "run", *both, "trainer.strategy=fsdp2"),
+        finished(tmp_path / "split" / "run", *both, "trainer.strategy=fsdp2", size=size),
     )
 
 
 @pytest.mark.parametrize("point", ["a step of decoding", "a micro-batch", "update"])
 def test_an_error_on_one_rank_is_one_message_of_rank_0(point: str, tmp_path: Path) -> None:
     """While others wait for it or compute, and between what they agree on."""
-    job = run(tmp_path / "run", fault=(1, point))
+    job = run(tmp_path / "run", fault=(1, point, EngineError("the engine of this rank is gone")))
     assert job.wait() == [1, 1], "\n".join(job.said)
     assert job.said[0].count("the engine of this rank is gone") == 1
     assert "Traceback" not in job.said[0]
     assert job.said[1] == ""
+
+
+def test_a_full_disk_on_rank_0_ends_all_with_one_message(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    job = run(tmp_path / "run", fault=(0, "rollouts logged", full))
+    assert job.wait() == [1, 1], "\n".join(job.said)
+    assert job.said[0].count("No room to write") == 1
+    assert "Traceback" not in job.said[0]
+    assert job.said[1] == ""
+
+
+def test_a_stop_while_the_teacher_hangs_reaches_the_rank_that_waits_for_it(tmp_path: Path, teacher: Teacher) -> None:
+    """Rank 0 asks the teacher, which would answer in ten minutes; rank 1 is asked to stop."""
+    teacher.script = [lambda call: call.server.over.wait(600)]
+    endpoint = f"reflector.base_url={teacher.url}", "reflector.api_key_env=NO_PROXY", "reflector.model=kimi"
+    job = run(tmp_path / "run", "reflector=openai", *endpoint, "reflector.timeout_s=3600")
+    until(lambda: teacher.calls)
+    os.kill(job.processes[1].pid or 0, signal.SIGTERM)
+    assert job.wait() == [143, 143], "\n".join(job.said)
+    assert job.said[0].count("Stopped by SIGTERM") == 1
 
 
 def writers(log: Path) -> list[str]:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from p2o import faults
-from p2o.rollout.engine import EngineError
 
 HERE = Path(__file__).parent
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as for the ranks that the command starts
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["p2o.launch", "scale_work"])
 
@@ -36,6 +36,7 @@ def environment(size: int) -> list[dict[str, str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    common["NO_PROXY"] = "127.0.0.1"
     return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"} for rank in range(size)]
 
 
@@ -98,35 +99,35 @@ class Job:
         return [log.read_text() for log in self.logs]
 
 
-def start(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str] | None = None) -> Job:
+def start(folder: Path, *overrides: str, size: int = 2, fault: tuple[int, str, Exception] | None = None) -> Job:
     """``python -m p2o.run`` with these overrides on each rank, as torchrun starts it; by itself for ``size=1``.
 
-    ``fault`` is the rank that fails, and the point of :mod:`p2o.faults` at which it does.
+    ``fault`` is the rank that fails, the point of :mod:`p2o.faults` at which it does, and with what.
     """
     folder.mkdir(parents=True, exist_ok=True)
     job = Job([], [])
     for rank, variables in enumerate(environment(size) if size > 1 else [{"OMP_NUM_THREADS": "1"}]):
         log = folder / f"rank-{rank}.log"
-        point = fault[1] if fault is not None and fault[0] == rank else None
+        own = fault[1:] if fault is not None and fault[0] == rank else None
         arguments = [f"trainer.devices={size}", *overrides]
-        process = CONTEXT.Process(target=_command, args=(variables, log, arguments, point))
+        process = CONTEXT.Process(target=_command, args=(variables, log, arguments, own))
         process.start()
         job.processes.append(process)
         job.logs.append(log)
     return job
 
 
-def _fail() -> None:
-    raise EngineError("the engine of this rank is gone")
+def _fail(error: Exception) -> None:
+    raise error
 
 
-def _command(variables: dict[str, str], log: Path, arguments: list[str], point: str | None) -> None:
+def _command(variables: dict[str, str], log: Path, arguments: list[str], fault: tuple[str, Exception] | None) -> None:
     os.environ.update(variables)
     with log.open("wb") as output:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     faulthandler.dump_traceback_later(100)  # if it hangs, the test shows where
-    if point is not None:
-        faults.listen(lambda name, _: _fail() if name == point else None)
+    if fault is not None:
+        faults.listen(lambda name, _: _fail(fault[1]) if name == fault[0] else None)
     sys.argv = ["p2o.run", *arguments]
     runpy.run_module("p2o.run", run_name="__main__", alter_sys=True)
