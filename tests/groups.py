@@ -15,6 +15,7 @@ from p2o.algorithm.importance import OFF, Truncation
 from p2o.algorithm.policy_step import Hooks, Objective, update
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.model import Policy
+from p2o.ranks import ALONE
 from p2o.types import PLAIN, Grade, Group, Outcome, Problem, Rollout
 
 LETTERS = range(97, 123)
@@ -115,10 +116,11 @@ def take_update(
     **more: Any,
 ) -> SimpleNamespace:
     """The metrics of an update on ``groups``, as attributes. ``more`` are temperature, max_new_tokens, seed,
-    skipped_before and the hooks."""
+    skipped_before, the ranks and the hooks."""
     objective = Objective(
         config, distillation, more.pop("temperature", 0.8), more.pop("max_new_tokens", 12), truncation
     )
     scored = [objective.advantages(group) for group in groups]
+    policy.ranks = more.pop("ranks", ALONE)
     steps = {"seed": more.pop("seed", 3), "skipped_before": more.pop("skipped_before", 0)}
     return SimpleNamespace(**update(policy, optimizer, scheduler, scored, objective, **steps, hooks=Hooks(**more)))

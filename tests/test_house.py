@@ -13,9 +13,9 @@ SRC = Path(__file__).parents[1] / "src" / "p2o"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
-    ("types", "errors", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "stop"),
+    ("types", "errors", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "ranks", "stop"),
     ("config",),
-    ("environment", "run_folder"),
+    ("environment", "processes", "run_folder", "strategy"),
     ("rewards", "tasks"),
     ("policy",),
     ("rollout",),
@@ -27,7 +27,7 @@ LEVELS = (
     ("job",),
     ("launch",),
     ("launcher", "command"),
-    ("run", "evaluate", "report"),
+    ("run", "rank", "evaluate", "report"),
 )
 """Rooms and top-level files from the ground up; nothing imports what stands higher."""
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -35,7 +35,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 WALLS = {
     "vllm": {"rollout"},
     "gepa": {"evolution"},
-    "lightning": {"algorithm/module.py", "tasks/rounds.py", "callbacks", "job.py"},
+    "lightning": {"algorithm/module.py", "tasks/rounds.py", "callbacks", "job.py", "processes.py", "strategy.py"},
     "hydra": {"config", "command.py", "run.py", "evaluate.py", "launcher.py"},
     "omegaconf": {"config", "run.py", "evaluate.py", "report.py", "launcher.py", "launch.py"},
 }

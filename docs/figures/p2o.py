@@ -54,7 +54,7 @@ def main() -> None:
     ax.text(0.1, 0.18, "prompt phase, at every epoch's end", color=PROMPT, fontsize=11, weight="bold", va="center")
     box(ax, 5.3, 0.55, 1.85, 1.1, "hard set\nfewer than $\\tau$ of K\nplain answers right", PROMPT)
     box(ax, 2.75, 0.55, 1.9, 1.1, "GEPA: reflect on\nfailures, write,\ntest, keep the best", PROMPT)
-    box(ax, 0.1, 0.55, 1.7, 1.1, "greedy cover,\none template\na rollout", PROMPT)
+    box(ax, 0.1, 0.55, 1.7, 1.1, "greedy cover,\none template\nper rollout", PROMPT)
     arrow(ax, (6.22, 2.4), (6.22, 1.7), "who failed", color=PROMPT, offset=(0.55, 0.0))
     arrow(ax, (5.25, 1.1), (4.7, 1.1), color=PROMPT)
     arrow(ax, (2.7, 1.1), (1.85, 1.1), "Z", color=PROMPT)

@@ -13,6 +13,12 @@ def refuse(message: object) -> NoReturn:
     sys.exit(2)
 
 
+class Task:
+    """Whether the command's own part has begun, behind Hydra's composing. Hydra forgets it when the part ends."""
+
+    begun = False
+
+
 def run_command(main: Callable[[], object], root: type) -> None:
     """Run one of Hydra's commands, whose configuration has the shape ``root``.
 
@@ -27,6 +33,6 @@ def run_command(main: Callable[[], object], root: type) -> None:
     try:
         main()
     except SystemExit as leaving:
-        if leaving.code == 1 and not HydraConfig.initialized():
+        if leaving.code == 1 and not (Task.begun or HydraConfig.initialized()):
             sys.exit(2)
         raise

@@ -1,6 +1,6 @@
 """Named points of a run at which a test may end it.
 
-The code that must survive a kill says where it is, ``fault_point("a micro-batch")``; unless a test listens, that does
+Code that must survive a kill says where it is: ``fault_point("a micro-batch")``. Unless a test listens, that does
 nothing. A point may carry facts, such as the file that is being written.
 """
 

@@ -1,4 +1,4 @@
-"""Files that are read again later: they appear whole, or the old ones stay."""
+"""Files that are read again later: each appears whole, or the old one stays."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +23,10 @@ _DRAFT = re.compile(r"\.(.+)\.[0-9]+\.tmp")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of ``path`` when the block ends well; otherwise nothing has changed.
+    """A binary file that replaces ``path`` if the block succeeds; otherwise nothing changes.
 
     It is written beside ``path``, synced to the disk and renamed, so a reader, or a run that was killed at any
-    moment, finds either the old content or the new one. Folders are made if they are absent.
+    moment, finds either the old content or the new. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = draft_of(path)
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let the error of a full disk name ``path``: a write does not know what it writes to."""
+    """Make the error of a full disk name ``path``: a write does not know what it writes to."""
     try:
         yield
     except Exception as error:
@@ -62,10 +64,9 @@ def no_room(error: BaseException | None) -> OSError | None:
 
 
 def draft_of(path: Path) -> Path:
-    """Where this process writes the file or folder that is to take the place of ``path``: beside it, under a name of
-    its own.
-    """
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Where this process writes the file or folder that will replace ``path``: beside it, under its own name."""
+    machine = zlib.crc32(socket.gethostname().encode())  # ranks on several machines may have the same process id
+    return path.with_name(f".{path.name}.{machine}{os.getpid():07d}.tmp")
 
 
 def is_draft(path: Path) -> bool:
@@ -80,7 +81,7 @@ def remove_drafts(folder: Path) -> None:
 
 
 def remove_drafts_of(target: Path) -> None:
-    """As :func:`remove_drafts`, of what was to take the place of ``target`` alone."""
+    """As :func:`remove_drafts`, for drafts of ``target`` alone."""
     for path in target.parent.glob(".*.tmp"):
         if (draft := _DRAFT.fullmatch(path.name)) is not None and draft[1] == target.name:
             _remove(path)

@@ -8,7 +8,7 @@ from functools import cache
 from huggingface_hub import constants, get_session
 
 WAIT_S = 5.0
-"""Seconds for the hub to give any sign of life."""
+"""Seconds that the hub has to respond."""
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def prefer_cache_without_hub() -> None:
     """Ask the hub once whether it is there; if it is not, its libraries take what is cached on this machine.
 
-    Left to themselves they try every single file six times, with half a minute of waits, before they say so.
+    Left to themselves they try every file six times, with half a minute of waits, before they give up.
     """
     if constants.HF_HUB_OFFLINE:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from omegaconf import DictConfig
 
@@ -15,6 +16,7 @@ from p2o.job import train
 from p2o.logs import redact
 from p2o.planning.plan import make_plan
 from p2o.planning.plan_text import render, render_sweep, variants
+from p2o.processes import is_first_process, must_start_ranks, start_ranks
 from p2o.stop import Stop, Stopped
 
 
@@ -29,6 +31,10 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
         if config.plan:
             print(render(make_plan(config)))
             return None
+        if must_start_ranks(config.trainer):
+            if (code := start_ranks(config, overrides)) != 0:
+                sys.exit(code)
+            return None
         with stop.on_signals():
             result = train(config, stop, overrides)
     except InputError as error:
@@ -39,14 +45,16 @@ def launch(config: Config, overrides: Sequence[str] = ()) -> float | None:
         _exit(stopped.exit_code, f"Stopped by {stopped}. The same command continues from the last checkpoint.")
     except Exception as error:
         full = no_room(error)
-        if full is None:
+        if full is None and is_first_process():
             raise
+        if full is None:
+            _exit(1, "")
         _exit(
             1,
             f"No room to write {full.filename or 'to the disk'} ({full.strerror}), in {config.run_dir}. The last "
             "checkpoint is whole: make room and give the same command, and the run continues from there.",
         )
-    if result.already_done:
+    if result.already_done and is_first_process():
         print(f"{result.run_dir} is complete: see summary.json there. For another run give another run_dir or seed.")
     return result.state.validation.final
 
@@ -74,6 +82,7 @@ def plan_jobs(jobs: Sequence[tuple[Sequence[str], DictConfig]]) -> None:
         _exit(2, "\n".join(faults))
 
 
-def _exit(code: int, message: str) -> None:
-    print(redact(message), file=sys.stderr)
+def _exit(code: int, message: str) -> NoReturn:
+    if is_first_process():
+        print(redact(message), file=sys.stderr)
     sys.exit(code)

@@ -159,11 +159,13 @@ class ProcessLauncher(Launcher):
         if status in ENDED:
             return None
         print(job.name, flush=True)
-        threads = config.trainer.threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        devices = config.trainer.devices if isinstance(config.trainer.devices, int) else 1
+        threads = config.trainer.threads or max(1, (os.cpu_count() or 1) // (self.jobs * devices))
         config = replace(config, trainer=replace(config.trainer, threads=threads))
         environment = {**job.environment, "OMP_NUM_THREADS": str(threads)}
         if self.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(self.gpus[slot % len(self.gpus)])
+            own = [self.gpus[i % len(self.gpus)] for i in range(slot * devices, (slot + 1) * devices)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
         job.run_dir.mkdir(parents=True, exist_ok=True)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([LIBRARIES] if config.trainer.accelerator == "cpu" else [])

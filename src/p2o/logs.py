@@ -61,6 +61,17 @@ class RedactingFormatter(logging.Formatter):
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """While the block runs, the package logs nothing: another rank says it."""
+    logger = logging.getLogger("p2o")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+@contextmanager
 def log_to(path: Path, console: Console = TERMINAL) -> Iterator[None]:
     """While the block runs, what the package logs goes to ``console`` and, with times, to the end of ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)

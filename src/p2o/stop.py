@@ -15,8 +15,14 @@ class Stopped(BaseException):
     """The run was asked to stop. Not an ``Exception``: nothing that handles errors may take it for one."""
 
     def __init__(self, by: signal.Signals) -> None:
-        super().__init__(by.name)
-        self.by = by
+        super().__init__(by)
+
+    def __str__(self) -> str:
+        return self.by.name
+
+    @property
+    def by(self) -> signal.Signals:
+        return signal.Signals(self.args[0])
 
     @property
     def exit_code(self) -> int:
@@ -32,7 +38,9 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._by: signal.Signals | None = None
+        self.by: signal.Signals | None = None
+        """The signal that has come."""
+        self._listening = False
         self.deferred = False
         """While this is set, a signal waits for :meth:`check`."""
 
@@ -42,25 +50,39 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listening = True
+        self.listen()
         try:
             yield
         finally:
+            self._listening = False
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """Take the signals over, from Lightning's handlers say, which talk to other ranks while they handle them."""
+        for number in SIGNALS if self._listening else ():
+            signal.signal(number, self._receive)
+
+    def ask(self, by: signal.Signals) -> None:
+        """As the first signal does; without effect after one."""
+        if self.by is None:
+            self.by = by
+            if not self.deferred:
+                self.check()
 
     @property
     def asked(self) -> bool:
         """Whether a signal has come."""
-        return self._by is not None
+        return self.by is not None
 
     def check(self) -> None:
         """Raise :class:`Stopped` if a signal has come."""
-        if self._by is not None:
-            raise Stopped(self._by)
+        if self.by is not None:
+            raise Stopped(self.by)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        impatient = self._by is not None
-        self._by = signal.Signals(number)
-        if impatient or not self.deferred:
+        if self.by is not None:
             self.check()
+        self.ask(signal.Signals(number))

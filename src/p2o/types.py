@@ -17,7 +17,7 @@ PLAIN = "plain"
 
 
 class Outcome(StrEnum):
-    """What the grader found. Everything but ``CORRECT`` earns no reward, yet the causes are counted apart."""
+    """What the grader found; the causes of failure are counted apart."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -26,7 +26,7 @@ class Outcome(StrEnum):
 
 
 class Phase(StrEnum):
-    """Who asked for a rollout; the ledger is split by it."""
+    """Who asked for a rollout; the ledger keeps them apart."""
 
     POLICY = "policy"
     EVOLUTION = "evolution"
@@ -115,9 +115,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What an engine made of a prompt.
+    """What an engine made from a prompt.
 
-    ``tokens`` includes the end token where ``finish_reason`` is "stop". ``logprobs`` are those of the sampling
+    ``tokens`` includes the end token if ``finish_reason`` is "stop". ``logprobs`` are those of the sampling
     distribution (after temperature; temperature 1 for greedy decoding), one per token.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from groups import mixed_groups, take_update
-from ranks import Ranks
+from ranks import on_ranks
 from torch import Tensor
 
 from p2o.algorithm.nonfinite import NonFiniteError
@@ -132,19 +131,8 @@ def test_a_rank_that_fails_makes_all_skip(bad: int, tiny_policy: Tiny) -> None:
     policies = [tiny_policy() for _ in range(2)]
     optimizers = [adamw(policy) for policy in policies]
     before = [copied(p, o) for p, o in zip(policies, optimizers, strict=True)]
-    ranks = Ranks(2)
-    results: dict[int, SimpleNamespace] = {}
-
-    def work(rank: int) -> None:
-        groups = mixed_groups()[:3] if rank else mixed_groups()[3:]
-        results[rank] = step(policies[rank], optimizers[rank], groups, reduce=ranks.reduce(rank))
-
     with poisoned(policies[bad], math.nan):
-        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        results = on_ranks(2, lambda on: step(policies[on.rank], optimizers[on.rank], ranks=on))
     assert [(results[r].steps, results[r].skipped, results[r].skipped_in_a_row) for r in range(2)] == [(0, 1, 1)] * 2
     for rank in range(2):
         after = copied(policies[rank], optimizers[rank])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +13,15 @@ import torch
 from groups import Recorder, assert_same_gradients, mixed_groups, random_group, take_update
 from peak import peak_bytes
 from plain_step import plain_logprobs, plain_step
-from ranks import Ranks
+from ranks import on_ranks
 
+from p2o.algorithm.advantages import group_advantages
 from p2o.algorithm.policy_step import Objective
-from p2o.algorithm.training_set import training_sets
+from p2o.algorithm.training_set import TrainingSet, training_sets
 from p2o.config.schema import DistillationConfig, PolicyConfig
 from p2o.policy.layout import LAYOUTS
 from p2o.policy.model import Policy
+from p2o.ranks import Ranks
 from p2o.types import PLAIN, Group
 
 FREE = 1e9  # a bound on the gradient's norm that none reaches
@@ -271,33 +273,42 @@ def test_progress_counts_every_completion_token_once(tiny_policy: Tiny) -> None:
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
-@pytest.mark.parametrize("shares", [((0, 1), (2, 3, 4)), ((0, 2, 3, 4), (1,))], ids=["both live", "one dead"])
+@pytest.mark.parametrize("live", [slice(None), slice(0, 2)], ids=["all share", "one has nothing"])
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 @pytest.mark.parametrize(("loss", "kind"), [("grpo", "mask"), ("dr_grpo", "importance")])
 def test_ranks_together_take_the_step_that_one_alone_would_take(
-    loss: str, kind: str, shares: tuple[tuple[int, ...], ...], tiny_policy: Tiny
+    loss: str, kind: str, layout: str, live: slice, tiny_policy: Tiny
 ) -> None:
-    groups, config, distillation = mixed_groups(), configured(loss), DistillationConfig(kind=kind, **NARROW)
+    groups, distillation = mixed_groups()[live], DistillationConfig(kind=kind, **NARROW)
+    config = configured(loss, layout=layout, updates_per_round=2)
     expected, whole = run(tiny_policy(), config, distillation, groups)
-    policies = [tiny_policy() for _ in shares]
-    ranks = Ranks(len(shares))
-    results: dict[int, tuple[Recorder, SimpleNamespace]] = {}
-
-    def work(rank: int) -> None:
-        own = [groups[i] for i in shares[rank]]
-        results[rank] = run(policies[rank], config, distillation, own, reduce=ranks.reduce(rank))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == [0, 1]
-    for recorder, metrics in results.values():
-        assert_same_gradients(recorder.gradients[0], expected.gradients[0], tolerance=2e-5)
-        for name in ("loss", "grad_norm", "entropy", "mean_ratio", "clip_fraction", "masked_fraction"):
+    policies = [tiny_policy() for _ in range(2)]
+    results = on_ranks(2, lambda ranks: run(policies[ranks.rank], config, distillation, groups, ranks=ranks))
+    for recorder, metrics in results:
+        assert len(recorder.gradients) == len(expected.gradients)
+        for got, wanted in zip(recorder.gradients, expected.gradients, strict=True):
+            assert_same_gradients(got, wanted, tolerance=2e-5)
+        for name in vars(whole).keys() - {"forward_tokens"}:
             assert getattr(metrics, name) == pytest.approx(getattr(whole, name), rel=1e-4, abs=1e-6), name
-        assert (metrics.trained_samples, metrics.trained_tokens) == (whole.trained_samples, whole.trained_tokens)
-    assert sum(metrics.live for _, metrics in results.values()) == whole.live == 3
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared_prefix"])
+def test_ranks_share_every_sample_once(layout: str) -> None:
+    config = DistillationConfig(kind="mask")
+    scored = [group_advantages(group, scale_by_std=True, baseline="group") for group in mixed_groups()]
+    (whole,) = training_sets(scored, 1, config, seed=0)
+    shares = [whole.share(layout, Ranks(rank, 3)) for rank in range(3)]
+
+    def rows(part: TrainingSet) -> list[tuple[object, ...]]:
+        ends = [0, *accumulate(len(sample.completion) for sample in part.samples)]
+        logprobs = [tuple(part.engine_logprobs[a:b].tolist()) for a, b in pairwise(ends)]
+        flags = zip(part.advantages.tolist(), part.templated.tolist(), part.own_prompt.tolist(), strict=True)
+        return list(zip(part.problem_ids, part.samples, logprobs, flags, strict=True))
+
+    assert sorted(map(repr, rows(whole))) == sorted(repr(row) for share in shares for row in rows(share))
+    if layout == "shared_prefix":
+        prompts = [{sample.prompt for sample in share.samples} for share in shares]
+        assert sum(map(len, prompts)) == len(set.union(*prompts)), "a prompt is computed by one rank"
 
 
 def test_the_engines_mismatch_is_measured_where_both_speak_of_the_same_prompt(tiny_policy: Tiny) -> None:

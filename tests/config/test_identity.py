@@ -13,7 +13,8 @@ def test_the_keys_that_may_differ_between_the_launches_of_a_run() -> None:
     assert {
         *("run_dir", "resume", "plan", "profile", "callbacks", "logger", "extensions.allow"),
         *("reward.workers", "policy.max_skipped_steps"),
-        *("trainer.progress", "trainer.threads", "trainer.accelerator"),
+        *("trainer.progress", "trainer.threads", "trainer.accelerator", "trainer.strategy", "trainer.devices"),
+        *("trainer.nodes", "trainer.wait_s"),
         *("rollout.max_rows", "rollout.max_model_len", "rollout.kv_cache_gib", "rollout.gpu_memory_utilization"),
         *("rollout.tensor_parallel_size", "rollout.enforce_eager", "rollout.weight_transfer", "rollout.max_restarts"),
         *("rollout.start_s", "rollout.stall_s", "rollout.urls", "rollout.api_key_env", "rollout.adapter_dir"),

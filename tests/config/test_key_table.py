@@ -26,7 +26,7 @@ def test_every_key_is_on_the_page_with_a_meaning() -> None:
 def test_a_row_says_type_default_range_identity_and_meaning() -> None:
     page = render()
     assert "| `rollout.gpu_memory_utilization` | `float` | `0.5` | above 0 and at most 1 | no | Share of a" in page
-    assert '| `policy.baseline` | `str` | `"group"` | one of group, template | yes | What the rewards are' in page
+    assert '| `policy.baseline` | `str` | `"group"` | one of group, template | yes | What rewards are' in page
 
 
 def test_a_node_of_both_commands_stands_there_once() -> None:

@@ -195,7 +195,7 @@ def test_a_budget_of_template_evaluations_is_never_exceeded(limit: int, configur
     summary = summary_of(result.run_dir)
     assert summary["ledger"]["metric_calls"]["total"] <= limit
     if limit == 13:  # four dev questions, and a proposal may take ten
-        assert summary["stop_reason"] == "budget.metric_calls=13 pays for no further template"
+        assert summary["stop_reason"] == "budget.metric_calls=13 does not cover another template"
         assert (summary["status"], result.state.step, result.state.epoch) == ("stopped", 4, 1)
     else:
         assert summary["ledger"]["metric_calls"]["total"] > 0

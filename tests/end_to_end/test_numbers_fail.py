@@ -68,7 +68,7 @@ def test_steps_that_are_never_finite_end_the_run_and_it_goes_on_where_it_stopped
                 launch(config)
         assert left.value.code == 1
         message = capsys.readouterr().err
-        assert "NonFiniteError: loss or gradient were not finite in 3 optimizer steps in a row" in message
+        assert "NonFiniteError: the loss or gradient was not finite in 3 optimizer steps in a row" in message
         assert str(batch) in message
         assert len(passes) == rounds, "one micro-batch a round, and none after the last"
         checkpoint = read_checkpoint(last)

@@ -129,7 +129,7 @@ def test_an_unknown_set_or_key_is_named(configure_evaluation: Configure) -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["benchmarks=[]"], "there is nothing to answer"),
+        (["benchmarks=[]"], "there are no questions"),
         (["samples=4", "temperature=0"], "samples=4 needs temperature > 0"),
         (["rollout.temperature=1"], "give temperature=1.0"),
         (["limit=0"], "limit=0 must be above 0"),

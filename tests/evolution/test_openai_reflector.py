@@ -450,7 +450,7 @@ def test_check_finds_out_that_nobody_is_there(url: str, message: str, teacher: T
         (fails(503), "does not say which models it has [server"),
         (fails(429), "does not say which models it has [rate_limit"),
         (stalls, "does not say which models it has [timeout"),
-        (lists("other"), "does not list reflector.model=kimi among its 1 models: give one of its own"),
+        (lists("other"), "does not list reflector.model=kimi among its 1 models: give one of them"),
     ],
 )
 def test_what_may_pass_or_be_meant_is_only_told(

@@ -150,7 +150,7 @@ def test_every_kind_of_failure_and_every_cue_has_a_strategy() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("- a list", "holds only cues and strategies"),
+        ("- a list", "may hold only cues and strategies"),
         ("cues: {a: x}\n", "needs a list of strategies"),
         ("strategies: []\n", "needs a list of strategies"),
         ("cues: {a: '('}\nstrategies: [{id: a, text: b, role: work}]", "cue a"),

@@ -58,7 +58,7 @@ def test_a_file_with_every_fault_trains_on_the_rest_and_says_what_is_left_out(dr
     life = driver.live(folder / "run", *OWN_DATA, path, "data.columns.id=id", "data.train_size=10")
     assert life.code == 0, life.said
     log = (folder / "run" / "log.txt").read_text()
-    for fault in ("line that is no JSON", "line that is no object", "question that is no text", "id seen before"):
+    for fault in ("line that is not JSON", "line that is not an object", "question that is not text", "id seen before"):
         assert f"left out, {fault}" in log
     assert "jsonl: 17 of 22 rows are usable" in log
     names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
@@ -75,7 +75,7 @@ def test_questions_that_change_under_a_run_are_refused(driver: Driver, tmp_path:
     life = driver.live(run_dir, *data)
     assert life.code == 2
     assert "the questions are not those that the run in" in plain(life)
-    assert "put the data back as they were, or give another run_dir" in plain(life)
+    assert "restore the data, or give another run_dir" in plain(life)
     write(path, questions(12))
     assert driver.live(run_dir, *data).code == 0
 

@@ -35,6 +35,7 @@ from p2o.rollout.handover import Weights
 from p2o.rollout.hf.hf_engine import stop_token_ids
 from p2o.rollout.probe import ProbeError
 from p2o.rollout.vllm import VllmEngine, shares_memory
+from p2o.rollout.vllm_child import ChildServer
 from p2o.types import Generation, Prompt, SamplingParams
 
 pytestmark = [
@@ -126,15 +127,25 @@ def engine(request: pytest.FixtureRequest) -> VllmEngine:
 def running(engine: VllmEngine) -> Iterator[VllmEngine]:
     """Closing leaves neither a process nor a folder behind."""
     engine.sync(0)
-    pid, scratch = engine.pid, engine._scratch
+    pid, scratch = pid_of(engine), engine._scratch
     yield engine
-    pid = engine.pid or pid
+    pid = pid_of(engine) or pid
     assert pid is not None
     assert scratch.is_dir()
     engine.close()
     assert not scratch.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def child_of(engine: VllmEngine) -> ChildServer:
+    (server,) = engine._servers
+    assert isinstance(server, ChildServer)
+    return server
+
+
+def pid_of(engine: VllmEngine) -> int | None:
+    return child_of(engine).pid
 
 
 def prompts(count: int = 8) -> list[Prompt]:
@@ -199,7 +210,7 @@ def test_shared_weights_are_gone_after_an_update(full: VllmEngine) -> None:
     """Where nothing was copied, what the engine does not hold cannot be installed once the trainer moved on."""
     full._shares_memory = True
     full.sync(full.version + 1)
-    assert not list(full._scratch.glob("version-*"))
+    assert not list(full._scratch.glob("*-version-*"))
     generate(full, reference=True)
     train(full.policy, 3)
     assert generate(full, reference=True)
@@ -311,7 +322,7 @@ def test_a_killed_process_is_replaced(lora: VllmEngine, caplog: pytest.LogCaptur
     long = SamplingParams(1.0, 400)
     version = lora.version
     expected = lora.generate(prompts(), long, version=version)
-    before, pid = lora.restarts, lora.pid
+    before, pid = lora.drops, pid_of(lora)
     assert pid is not None
     heard: list[int] = []
 
@@ -322,8 +333,8 @@ def test_a_killed_process_is_replaced(lora: VllmEngine, caplog: pytest.LogCaptur
 
     made = lora.generate(prompts(), long, version=version, on_finish=strike)
     assert alike(made, expected)
-    assert lora.restarts == before + 1
-    assert lora.pid != pid
+    assert lora.scalars()["restarts"] == before + 1
+    assert pid_of(lora) != pid
     assert sorted(heard) == list(range(8))
     assert "started again" in caplog.text
 
@@ -334,22 +345,24 @@ def test_options_that_cannot_work_end_at_the_start(lora: VllmEngine) -> None:
     broken = VllmEngine(lora.policy, rollout)
     with pytest.raises(EngineError, match=r"does not start with this configuration(.|\n)*max_model_len"):
         broken.sync(0)
-    assert broken.pid is None
-    assert broken.restarts == 0
+    assert pid_of(broken) is None
+    assert broken.drops == 0
     broken.close()
 
 
-def test_a_process_that_hangs_ends_the_call_where_none_may_follow(
+def test_an_engine_that_hangs_ends_the_call_where_none_may_follow(
     lora: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test of this engine; that a call starts one if none runs is what the kill shows."""
-    assert lora.pid is not None
-    monkeypatch.setattr(lora.config, "max_restarts", 0)
-    monkeypatch.setattr(lora.config, "stall_s", 1.0)
-    os.kill(lora.pid, signal.SIGSTOP)
+    """While the server in front of it still answers. The last test of this engine: it leaves none."""
+    child = child_of(lora)
+    assert child.pid is not None
+    monkeypatch.setattr(lora, "_retries", 0)
+    monkeypatch.setattr(child, "_stall_s", 1.0)
+    for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+        os.kill(int(pid), signal.SIGSTOP)
     with pytest.raises(EngineError, match=r"rollout\.max_restarts.*gave no sign of life for 1 s"):
         generate(lora)
-    assert lora.pid is None
+    assert child.pid is None
 
 
 def test_a_real_model(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from p2o.config import Config
 from p2o.launch import launch
 from p2o.rollout.vllm import VllmEngine
+from p2o.rollout.vllm_child import ChildServer
 from p2o.types import Prompt
 
 pytestmark = [
@@ -54,8 +55,10 @@ def test_an_engine_that_keeps_dying_leaves_a_checkpoint_to_go_on_from(
         nonlocal calls
         calls += 1
         if calls == 3:
-            assert self.pid is not None
-            os.kill(self.pid, signal.SIGKILL)
+            (server,) = self._servers
+            assert isinstance(server, ChildServer)
+            assert server.pid is not None
+            os.kill(server.pid, signal.SIGKILL)
         return generate(self, prompts, *args, **kwargs)
 
     with monkeypatch.context() as patch:

@@ -103,9 +103,9 @@ def test_shares_add_up(size: int, weights: list[float], expected: list[int]) -> 
         ({"x": TaskMix(name="chain_summ")}, {}, "data.tasks.x: chain_summ .*not registered"),
         ({"x": TaskMix(name="chain_sum", params={"terms": 2})}, {}, "data.tasks.x: chain_sum .*terms"),
         ({"x": TaskMix(name="chain_sum", params={"min_terms": 5, "max_terms": 2})}, {}, "data.tasks.x: chain_sum"),
-        ({"x": SUMS}, {"train_size": None}, "set data.train_size and val_size"),
+        ({"x": SUMS}, {"train_size": None}, "set data.train_size and data.val_size"),
         ({"x": TaskMix(name="coin_flip", params={"min_trials": 3, "max_trials": 3})}, {},
-         "data.tasks.x: coin_flip .* lacks 12 of 20 distinct questions that are wanted for val"),
+         "data.tasks.x: coin_flip .* lacks 12 of 20 distinct questions wanted for val"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_named(tasks: dict[str, TaskMix], changes: dict[str, Any], message: str) -> None:

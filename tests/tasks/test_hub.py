@@ -106,7 +106,7 @@ def test_columns_by_name(tmp_path: Path) -> None:
             r"has no column 'final' \(data.columns.answer\); its columns are pro",
         ),
         ({"columns": ColumnsConfig(id="uid")}, r"has no column 'uid' \(data.columns.id\)"),
-        ({"train_size": 1000}, "has 1000 rows, data.val_size=50 and data.train_size=1000 are wanted"),
+        ({"train_size": 1000}, "has 1000 rows, but data.val_size=50 and data.train_size=1000 are asked for"),
         ({"val_size": None}, "set data.val_size"),
     ],
 )

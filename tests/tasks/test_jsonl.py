@@ -93,21 +93,21 @@ def test_every_kind_of_bad_row_is_counted_with_an_example(write: Callable[..., s
     assert len(problems.train) + len(problems.val) == 5
     assert problems.report.rows == 18
     assert problems.report.faults == {
-        "line that is no JSON": 3,
-        "line that is no object": 1,
-        "question that is no text": 2,
+        "line that is not JSON": 3,
+        "line that is not an object": 1,
+        "question that is not text": 2,
         "answer that is neither text nor number": 3,
         "empty question": 1,
         "question seen before": 1,
-        "text that is no Unicode": 1,
+        "text that is not Unicode": 1,
         "gold answer that the grader cannot read": 1,
     }
     text = problems.report.render()
     assert text.startswith("jsonl: 5 of 18 rows are usable\n")
-    assert "2 left out, question that is no text; the first at mine.jsonl:4: problem=int 3" in text
+    assert "2 left out, question that is not text; the first at mine.jsonl:4: problem=int 3" in text
     assert all(len(line) < 400 for line in text.splitlines())
     text.encode()
-    with pytest.raises(DataError, match=r"data.strict=true(.|\n)*3 left out, line that is no JSON"):
+    with pytest.raises(DataError, match=r"data.strict=true(.|\n)*3 left out, line that is not JSON"):
         load(path, strict=True)
 
 
@@ -154,7 +154,7 @@ def test_an_empty_file_has_no_question(write: Callable[..., str]) -> None:
 
 
 def test_a_reward_of_other_questions_is_refused(write: Callable[..., str]) -> None:
-    with pytest.raises(DataError, match="reward=reasoning_gym scores"):
+    with pytest.raises(DataError, match="reward=reasoning_gym cannot score data=jsonl"):
         load(write(rows(9)), RewardConfig(kind="reasoning_gym"))
 
 

@@ -1,7 +1,7 @@
 """Group advantages (equation 2 of arXiv 2603.21877): how much better a rollout did than those it is compared with.
 
-Whether a group teaches anything is decided by the equality of its rewards, before any division: a group whose rewards
-are all equal has no gradient (equation 3), and no epsilon makes it look otherwise.
+A group whose rewards are all equal has no gradient (equation 3). Equality is checked before any division, so no
+epsilon can hide it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class GroupAdvantages:
 def group_advantages(group: Group, *, scale_by_std: bool, baseline: str) -> GroupAdvantages:
     """A_k = r_k − mean, divided by the group's standard deviation (unbiased, as in the released code) if asked.
 
-    ``baseline="group"``: the mean is the group's. ``"template"``: it is that of the rollouts under the same template; a
-    template's only rollout, which would be its own mean, is compared with the group.
+    ``baseline="group"``: the mean is the group's. ``"template"``: that of the rollouts under the same template; a
+    template's only rollout would be its own mean, so it is compared with the group.
     """
     rewards = group.rewards
     dead = (0.0,) * len(rewards)

@@ -11,8 +11,8 @@ from p2o.types import PLAIN, Assignment, Template, derive_seed
 def greedy_cover(pool: Iterable[Template]) -> tuple[Template, ...]:
     """Z_cov, in the order of choice: always the template that covers most uncovered dev questions, until none adds one.
 
-    Ties go to the higher dev score, then to the shorter text, then to the smaller id, so the order of ``pool`` has
-    no say. Empty if no template solves anything.
+    Ties go to the higher dev score, then to the shorter text, then to the smaller id, so the order of ``pool`` does
+    not matter. Empty if no template solves anything.
     """
     ranked = sorted(pool, key=lambda template: (-template.dev_score, len(template.text), template.id))
     cover: list[Template] = []
@@ -38,11 +38,10 @@ def assign(
 ) -> Assignment:
     """Draw K templates, with replacement, for every hard question.
 
-    The odds are the templates' mean dev scores, among those of ``cover`` that solved the question where it is a dev
-    question that any of them solved, else among all of ``cover``. ``same_template`` draws one for the whole group.
-    The first ``plain_rollouts`` of the K stay plain. Every question has a seed of its own, so its templates do not
-    depend on the other questions. Where the cover is empty, or nothing but the empty template, so is the assignment:
-    the epoch is plain GRPO.
+    Draws are weighted by mean dev score. A dev question draws from the templates of ``cover`` that solved it, if any
+    did; every other question draws from all of ``cover``. ``same_template`` draws one for the whole group. The first
+    ``plain_rollouts`` of the K stay plain. Each question has its own seed, so its templates do not depend on the other
+    questions. If ``cover`` has no template but the empty one, the assignment is empty: the epoch is plain GRPO.
     """
     if not any(template.text for template in cover):
         return Assignment()

@@ -1,6 +1,6 @@
 """How a rollout that was sampled under a template teaches the plain question (context distillation).
 
-A templated rollout ỹ was drawn from π(·|x̃), x̃ = T(x, z), and is to move π(·|x), equation 6. Its kinds:
+A templated rollout ỹ was drawn from π(·|x̃), x̃ = T(x, z), and should move π(·|x) (equation 6). The kinds:
 
     replace      train on x; the old log-probs are those under x too, so the ratio starts at 1
     importance   train on x; the old log-probs are those under x̃, so the ratio is the importance ratio, and is clipped
@@ -8,8 +8,8 @@ A templated rollout ỹ was drawn from π(·|x̃), x̃ = T(x, z), and is to move
                  (equation 8); ρ is a mask, never a weight
     off          train on x̃ as it was sampled: the ablation "without context distillation"
 
-Plain rollouts are the same under all four. The log-probs under x̃ are those that the engine sampled with: no forward
-pass is spent on them.
+Plain rollouts are the same under all four. The log-probs under x̃ are those that the engine sampled with, so they
+cost no forward pass.
 
 Shapes: N tokens.
 """
@@ -41,7 +41,7 @@ def old_logprobs(kind: str, policy: Tensor, engine: Tensor, templated: Tensor) -
 
 
 def kept_tokens(kind: str, policy: Tensor, engine: Tensor, templated: Tensor, *, low: float, high: float) -> Tensor:
-    """True if a token has a loss, [N]; arguments as in :func:`old_logprobs`. Only ``mask`` ever drops any."""
+    """True if a token has a loss, [N]; arguments as in :func:`old_logprobs`. Only ``mask`` drops any."""
     if kind != "mask":
         return torch.ones_like(templated)
     log_ratio = policy - engine

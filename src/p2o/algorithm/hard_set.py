@@ -11,7 +11,7 @@ from p2o.types import Group
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """How a problem's rollouts of one epoch went, plain and templated apart."""
+    """A problem's results in one epoch, with plain and templated rollouts apart."""
 
     plain_correct: int = 0
     plain_count: int = 0
@@ -54,8 +54,8 @@ def is_hard(record: Record, config: HardSetConfig) -> bool:
     """Whether a question joins the next epoch's hard set.
 
     ``official`` (equation 5): fewer than τ of its K rollouts are correct, whatever their prompt. ``plain_probe``:
-    where plain rollouts exist only they count, and the question is hard while plain_correct · K < τ · plain_count.
-    Both agree where all K are plain; with one plain rollout kept, the question leaves once that one is correct.
+    if there are plain rollouts, only they count: the question is hard while plain_correct · K < τ · plain_count.
+    Both agree if all K are plain; with one plain rollout kept, the question leaves once that one is correct.
     """
     if config.rule == "plain_probe" and record.plain_count:
         return record.plain_correct * record.count < config.tau * record.plain_count
@@ -63,7 +63,7 @@ def is_hard(record: Record, config: HardSetConfig) -> bool:
 
 
 def mine(records: Mapping[str, Record], config: HardSetConfig) -> HardSet:
-    """The hard set that an epoch leaves behind; ``records`` maps problem ids to what their rollouts earned."""
+    """The hard set that an epoch leaves behind; ``records`` maps problem ids to their results."""
     hard = {problem_id: record for problem_id, record in records.items() if record.count and is_hard(record, config)}
     return HardSet(
         ids=tuple(sorted(hard)),

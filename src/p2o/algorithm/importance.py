@@ -1,15 +1,15 @@
-"""Truncated importance sampling: a correction for an engine that samples from slightly other probabilities.
+"""Truncated importance sampling: a correction for an engine that samples from slightly different probabilities.
 
-An engine computes log-probs by other kernels, and maybe in another precision, than the trainer, so tokens are drawn
-from π_engine while the gradient is that of π_trainer. Each token's loss is weighted by
+The engine's kernels, and perhaps its precision, differ from the trainer's, so tokens are drawn from π_engine while the
+gradient is that of π_trainer. Each token's loss is weighted by
 
     token      w_t = min(π_trainer(y_t) / π_engine(y_t), cap)
     sequence   w   = min(π_trainer(y) / π_engine(y), cap), the same for every token of the completion
     off        1
 
-with both under the prompt that the tokens were sampled under and before the update. A templated rollout that is trained
-under the plain question keeps weight 1: its two log-probs differ by the template, which is distillation's business
-(:mod:`p2o.algorithm.distillation`), and the trainer's under the template would cost a forward pass.
+both under the prompt that the tokens were sampled under, before the update. A templated rollout that is trained under
+the plain question keeps weight 1: its two log-probs differ by the template, which :mod:`p2o.algorithm.distillation`
+handles, and the trainer's under the template would cost a forward pass.
 
 Source: truncated importance sampling (Ionides, 2008), applied to the gap between an engine and a trainer.
 

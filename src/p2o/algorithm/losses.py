@@ -1,4 +1,4 @@
-"""The clipped policy-gradient loss, as numbers per token, and the presets that are made of its parts.
+"""The clipped policy-gradient loss per token, and the presets built from it.
 
 With ρ = exp(new − old) and A the advantage, a token's loss is
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from p2o.extensions import ExtensionError, load_object
 
 MAX_LOG_RATIO = 20.0
-"""exp() of more overflows, and a clipped maximum then multiplies infinity by zero."""
+"""Keeps exp() finite: the gradient of a clipped maximum would multiply infinity by zero."""
 
 TokenMetrics = dict[str, Tensor]
 """Name → one number per token, [N]; the update averages it over the tokens that have a loss."""

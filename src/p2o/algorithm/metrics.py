@@ -1,21 +1,20 @@
-"""What an update did, as numbers: added up on the device while it runs, read once per optimizer step.
+"""An update's metrics: summed on the device while it runs, read once per optimizer step.
 
-Every metric is named once, where it is computed; a loss of your own adds its metrics by returning them.
+Every metric is named once, where it is computed; a custom loss adds its metrics by returning them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-Reduce = Callable[[Sequence[Tensor]], None]
-"""Sums tensors over all ranks, in place. Every rank calls it equally often, with or without live groups."""
+from p2o.ranks import Ranks
 
 
 class TokenSums:
-    """Sums of per-token numbers with the number of tokens that each is over, float64, on the tokens' device."""
+    """Sums of per-token numbers, each with its token count, in float64 on the tokens' device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -29,40 +28,37 @@ class TokenSums:
             pair = torch.stack((total.detach(), count))
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
-    def put(self, name: str, value: float) -> None:
-        """Set a number that this rank knows without the device; it is summed over ranks like the others."""
-        self._sums[name] = torch.tensor([value, 0.0], dtype=torch.float64)
-
     def largest(self, name: str, values_N: Tensor, over_N: Tensor) -> None:
         """Keep the largest of ``values_N``, numbers of at least 0."""
-        if not len(values_N):
-            return
-        found = torch.where(over_N, values_N, 0).max()
+        found = torch.cat((torch.where(over_N, values_N, 0), values_N.new_zeros(1))).max()
         self._largest[name] = found.maximum(self._largest[name]) if name in self._largest else found
 
-    def read(self, reduce: Reduce | None = None) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
-        """Name → (sum, tokens), summed over all ranks by ``reduce``, and the largest values of this rank.
+    def read(self, ranks: Ranks) -> tuple[dict[str, tuple[float, float]], dict[str, float]]:
+        """Name → (sum, tokens), and name → largest value, over all ranks.
 
-        The one place of a step that waits for the device.
+        The only place in a step that waits for the device.
         """
         names = sorted(self._sums)
-        device = self._sums[names[0]].device
-        table = torch.stack([self._sums[name].to(device) for name in names]).cpu()
-        if reduce is not None:
-            reduce([table])
+        if not names:
+            return {}, {}
+        table = torch.stack([self._sums[name] for name in names]).cpu()
+        ranks.sum([table])
         sums = {name: (total, count) for name, (total, count) in zip(names, table.tolist(), strict=True)}
-        return sums, {name: float(value) for name, value in self._largest.items()}
+        largest: dict[str, float] = {}
+        for own in ranks.gather(lambda: {name: float(value) for name, value in self._largest.items()}):
+            largest |= {name: max(value, largest.get(name, 0.0)) for name, value in own.items()}
+        return sums, largest
 
 
 class UpdateMetrics:
-    """An update's metrics, from those of its optimizer steps. Counts of groups and passes are of this rank."""
+    """An update's metrics, from those of its optimizer steps. ``forward_tokens`` and the progress are of this rank."""
 
     def __init__(self, total_tokens: int, skipped_in_a_row: int = 0) -> None:
         self.total_tokens = total_tokens
         self.done_tokens = 0
         """Completion tokens that went through the loss, out of ``total_tokens``."""
         self.skipped_in_a_row = skipped_in_a_row
-        """Steps skipped since the last one that was taken, those of earlier updates included."""
+        """Steps skipped since the last one that was taken, earlier updates included."""
         self._counts: dict[str, float] = {"forward_tokens": 0}
         self._sums: dict[str, tuple[float, float]] = {}
         self._largest: dict[str, float] = {}
@@ -74,7 +70,7 @@ class UpdateMetrics:
             self._counts[name] = self._counts.get(name, 0) + value
 
     def micro_batch(self, rows: int, targets: int, progress: Callable[[int, int], None] | None) -> None:
-        """A micro-batch of ``rows`` tokens, prompts and padding included, and ``targets`` completion tokens is done."""
+        """Record a micro-batch of ``rows`` tokens (prompts and padding too), ``targets`` of them completion tokens."""
         self._counts["forward_tokens"] += rows
         self.done_tokens += targets
         if progress is not None:
@@ -89,13 +85,13 @@ class UpdateMetrics:
             self._largest[name] = max(self._largest.get(name, 0.0), value)
 
     def taken(self, loss: float, grad_norm: float) -> None:
-        """A step was taken: its loss, which does not measure progress, and its gradient's norm before clipping."""
+        """Record a step taken: its loss, which does not measure progress, and its gradient norm before clipping."""
         self._per_step["loss"].append(loss)
         self._per_step["grad_norm"].append(grad_norm)
         self.skipped_in_a_row = 0
 
     def skipped(self) -> None:
-        """A step was not taken, since its loss or its gradient was not finite."""
+        """Record a step skipped because its loss or gradient was not finite."""
         self._skipped += 1
         self.skipped_in_a_row += 1
 

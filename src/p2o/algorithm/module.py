@@ -4,8 +4,8 @@ Equation 4 is maximised over θ and Z in turn: a *policy phase* (GRPO in which h
 evolved templates while the gradient is taken on the plain question) and, at the epoch's end, a *prompt phase* (GEPA
 evolves templates on the questions that are still hard, under the current policy).
 
-Everything that is not the method (checkpoints, stops, logs, progress, export) is a callback: see
-:mod:`p2o.callbacks.hooks` for the moments of a run that the module tells them of.
+Everything that is not the method (checkpoints, stops, logs, progress, export) is a callback;
+:mod:`p2o.callbacks.hooks` lists the moments of a run at which the module calls them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from p2o.types import Assignment, Group, Phase, Problem, Request, Rollout, Sampl
 
 @dataclass(frozen=True, slots=True)
 class Alternation:
-    """What a prompt phase left: ``evolution`` is None if there was none, and ``note`` says why."""
+    """What a prompt phase produced: ``evolution`` is None if there was none, and ``note`` says why."""
 
     hard: HardSet
     evolution: Evolution | None
@@ -54,7 +54,7 @@ class P2OModule(LightningModule):
     """One Lightning batch is one round: the problems whose groups make the next update.
 
     Optimization is manual, since a round has as many micro-batches as its tokens need and one denominator over all
-    of them. The module owns no position of its own: everything that a resume needs is in ``state``.
+    of them. The module itself has no position: everything that a resume needs is in ``state``.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class P2OModule(LightningModule):
         run_dir: Path,
     ) -> None:
         super().__init__()
+        self.ranks = sampler.ranks
         self.automatic_optimization = False
         self.model = policy.module
         self.config = config
@@ -81,14 +82,14 @@ class P2OModule(LightningModule):
         self.state = state
         self.run_dir = run_dir
         self.resumable = True
-        """Whether ``state`` and the weights are those after a whole round, and so may be written to a checkpoint."""
+        """Whether ``state`` and the weights are those after a whole round, so that a checkpoint may hold them."""
 
     # ------------------------------------------------------------------ the alternating maximisation
 
     def on_fit_start(self) -> None:
         """Finish what was under way when the checkpoint was written.
 
-        This hook, since Lightning asks for an epoch's rounds before ``on_train_start``.
+        Not in ``on_train_start``: Lightning asks for an epoch's rounds before that.
         """
         self.sampler.engine.sync(self.state.policy_version)
         if self.state.stage is Stage.START:
@@ -98,7 +99,7 @@ class P2OModule(LightningModule):
             self.prompt_phase()
 
     def training_step(self, problems: tuple[Problem, ...], batch_idx: int) -> dict[str, Any]:
-        """Policy phase, one round: answer, grade, update θ on the plain questions, note who failed."""
+        """Policy phase, one round: answer, grade, update θ on the plain questions, record who failed."""
         state = self.state
         with self._last_round_kept():
             groups, sampling_s = elapsed(lambda: self.sample_groups(problems))
@@ -107,7 +108,7 @@ class P2OModule(LightningModule):
         self.sampler.engine.sleep()
         scored = [self.objective.advantages(group) for group in groups]
         metrics, update_s = elapsed(lambda: self.update_policy(scored))
-        state.ledger.add(Phase.POLICY, seconds=update_s)
+        state.ledger.add(Phase.POLICY, seconds=max(self.ranks.gather(lambda: update_s)))
         state.policy_version += 1
         state.records |= {group.problem.id: Record.of(group) for group in groups}
         state.round += 1
@@ -115,7 +116,7 @@ class P2OModule(LightningModule):
         return {"groups": scored, "metrics": metrics, "seconds": {"rollout": sampling_s, "update": update_s}}
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Problem, ...], batch_idx: int) -> None:
-        """After the callbacks have written the round down: hand the new policy to the engine, validate if it is due."""
+        """After the callbacks have recorded the round: hand the new policy to the engine, validate if due."""
         state, every = self.state, self.config.validation.every_rounds
         ended = self.trainer.is_last_batch or self._budget_spent()
         state.stage = Stage.PROMPT if ended else Stage.POLICY
@@ -164,7 +165,7 @@ class P2OModule(LightningModule):
     # ------------------------------------------------------------------ policy phase
 
     def sample_groups(self, problems: Sequence[Problem]) -> list[Group]:
-        """K graded rollouts per problem; a hard one's k-th rollout is made under its k-th assigned template."""
+        """K graded rollouts per problem; a hard one's k-th rollout uses its k-th assigned template."""
         config, state, rollout = self.config, self.state, self.config.rollout
         k = config.policy.rollouts
         requests = [
@@ -182,7 +183,7 @@ class P2OModule(LightningModule):
     def update_policy(self, groups: Sequence[GroupAdvantages]) -> dict[str, float]:
         """One or several optimizer steps on the groups (equation 6); returns the metrics by name.
 
-        Raises :class:`p2o.algorithm.nonfinite.NonFiniteError` if steps fail again and again.
+        Raises :class:`p2o.algorithm.nonfinite.NonFiniteError` if too many steps in a row are skipped.
         """
         state, policy = self.state, self.config.policy
         fault_point("update", step=state.step)
@@ -195,7 +196,7 @@ class P2OModule(LightningModule):
             replace(self.objective, policy=replace(policy, micro_batch_tokens=tokens)),
             seed=derive_seed(self.config.seed, "update", state.step),
             skipped_before=state.skipped_in_a_row,
-            hooks=Hooks(self.manual_backward, progress=lambda *at: self.notify("on_micro_batch_end", *at)),
+            hooks=Hooks(self.manual_backward, lambda *at: self.notify("on_micro_batch_end", *at)),
         )
         fault_point("the update done")
         state.skipped_in_a_row = int(metrics["skipped_in_a_row"])
@@ -207,7 +208,7 @@ class P2OModule(LightningModule):
     # ------------------------------------------------------------------ prompt phase
 
     def evolve_templates(self, hard: HardSet) -> tuple[Evolution | None, str]:
-        """Evolve templates on the hard set with GEPA; None, with the reason, if there is nothing to do."""
+        """Evolve templates on the hard set with GEPA; None and the reason if there is nothing to do."""
         config, state = self.config, self.state
         if self.reflector is None:
             return None, ""
@@ -226,10 +227,16 @@ class P2OModule(LightningModule):
             limit=metric_calls_left(config.budget, state.ledger),
         )
         questions = [self.problems[problem_id] for problem_id in hard.ids]
-        evolution = evolve(questions, self.evaluate_templates, self.reflector, config.gepa, setting)
+        reflector, evaluate = self.reflector, self.evaluate_templates
+        # Rank 0 leads; the others share each evaluation that it asks for, and learn what it found and what that cost.
+        evolution, costs = self.ranks.lead(
+            lambda: (evolve(questions, evaluate, reflector, config.gepa, setting), state.ledger.to_json()),
+            self.sampler.serve,
+        )
+        state.ledger.by_phase = Ledger.from_json(costs).by_phase
         fault_point("evolved")
         if not self._budget_spent() and evolution.stop_reason == "run_budget":
-            state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} pays for no further template"
+            state.stop_reason = f"budget.metric_calls={config.budget.metric_calls} does not cover another template"
         return evolution, ""
 
     def evaluate_templates(self, requests: Sequence[Request]) -> list[Rollout]:
@@ -277,7 +284,7 @@ class P2OModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; linear warm-up, then constant.
 
-        The schedule is stepped by the update, which alone knows when a step was taken, so Lightning never sees it.
+        The update steps the schedule, once per optimizer step, so Lightning never sees it.
         """
         config = self.config
         self.optimizer = adamw(self.policy, config.tuning.learning_rate, config.policy)
@@ -285,6 +292,11 @@ class P2OModule(LightningModule):
         warmup = config.policy.warmup_fraction * rounds * config.policy.updates_per_round
         self.schedule = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
         return self.optimizer
+
+    def configure_model(self) -> None:
+        """``trainer.strategy``: with fsdp2 the ranks split the weights, with ddp each has all of them."""
+        if self.config.trainer.strategy == "fsdp2" and not self.policy.sharded:
+            self.policy.shard("cuda" if self.config.trainer.accelerator == "gpu" else "cpu")
 
     def notify(self, hook: str, *facts: Any) -> None:
         """Call ``hook`` of every callback that has it."""
@@ -295,7 +307,7 @@ class P2OModule(LightningModule):
 
     @contextmanager
     def _last_round_kept(self) -> Iterator[None]:
-        """If something ends the block, the ledger is again that of the last whole round."""
+        """If the block raises, reset the ledger to the last whole round."""
         ledger = self.state.ledger.to_json()
         try:
             yield
@@ -309,7 +321,7 @@ class P2OModule(LightningModule):
             self.log("validation/accuracy", accuracy, logger=False)
 
     def _enter(self, stage: Stage) -> None:
-        """Every change of stage is a point to come back to."""
+        """Every change of stage is a point to resume from."""
         self.state.stage = stage
         self.notify("on_position", True)
 

@@ -1,9 +1,8 @@
 """The policy phase's update: groups with their advantages in, optimizer steps and metrics out (equation 6).
 
-:func:`policy_step` is one optimizer step from top to bottom. It sums the gradients of all micro-batches without any
-denominator and divides once, when every token has been counted: so the result does not depend on how the batch was
-split, and tokens that the context mask drops can leave the denominator although they are known only after their
-forward pass.
+:func:`policy_step` is one optimizer step from top to bottom. It sums the gradients of all micro-batches undivided
+and divides once, when every token has been counted. So the result does not depend on how the batch was split, and
+tokens that the context mask drops can leave the denominator, although they are known only after their forward pass.
 
 Plain functions; a framework hooks in through :class:`Hooks`.
 
@@ -15,8 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,15 +26,16 @@ from p2o.algorithm.advantages import GroupAdvantages, Signal, group_advantages
 from p2o.algorithm.distillation import kept_tokens, old_logprobs
 from p2o.algorithm.importance import OFF, Truncation, importance_weights
 from p2o.algorithm.losses import preset
-from p2o.algorithm.metrics import Reduce, TokenSums, UpdateMetrics
+from p2o.algorithm.metrics import TokenSums, UpdateMetrics
 from p2o.algorithm.nonfinite import NonFiniteError
 from p2o.algorithm.training_set import TrainingSet, training_sets
 from p2o.config.schema import Config, DistillationConfig, PolicyConfig
 from p2o.faults import fault_point
-from p2o.policy.layout import NO_TOKENS, MicroBatch, micro_batches
+from p2o.policy.layout import MicroBatch
 from p2o.policy.memory import TokenBudget, must_fit
+from p2o.policy.sharding import whole
 from p2o.profile import timed
-from p2o.types import Group, derive_seed
+from p2o.types import Group
 
 if TYPE_CHECKING:
     from p2o.policy.model import Policy
@@ -70,19 +69,19 @@ class Objective:
         )
 
     def advantages(self, group: Group) -> GroupAdvantages:
-        """Equation 2, as ``policy.loss`` and ``policy.baseline`` have it."""
+        """Equation 2, as ``policy.loss`` and ``policy.baseline`` set it."""
         scale_by_std = preset(self.policy.loss).scale_by_std
         return group_advantages(group, scale_by_std=scale_by_std, baseline=self.policy.baseline)
 
     def denominator(self, samples: float, tokens: float, kept: float) -> float:
-        """What a step's summed gradient is divided by, of its samples, tokens and the tokens that have a loss."""
+        """What a step's summed gradient is divided by, given its samples, tokens and tokens that have a loss."""
         if not preset(self.policy.loss).per_token:
             return samples * self.max_new_tokens
         return kept if self.distillation.mask_denominator == "kept" else tokens
 
 
 class Optimizer(Protocol):
-    """What is used of an optimizer, or of a framework's wrapper of one."""
+    """The part of an optimizer, or of a framework's wrapper, that an update uses."""
 
     def step(self) -> object: ...
 
@@ -99,8 +98,6 @@ class Hooks:
 
     backward: Callable[[Tensor], object] = Tensor.backward
     """Called instead of ``loss.backward()``."""
-    reduce: Reduce | None = None
-    """Sums tensors over all ranks."""
     progress: Callable[[int, int], None] | None = None
     """Called after each micro-batch with the completion tokens done and those of the whole update."""
 
@@ -118,25 +115,27 @@ def update(
 ) -> dict[str, float]:
     """Take ``policy.updates_per_round`` optimizer steps on ``groups``; returns the metrics by name.
 
+    Every rank is given all groups, and trains on its share of them.
+
     Groups without a signal are counted and dropped before any forward pass. ``seed`` decides which groups go into
     which step. ``skipped_before`` is the metric ``skipped_in_a_row`` of the update before. ``schedule`` is stepped
-    once per optimizer step, also for one that had nothing to train on or was skipped, so that it keeps time with the
-    rounds.
+    once per optimizer step, even if that was empty or skipped, so that it keeps pace with the rounds.
 
     Raises :class:`NonFiniteError` at the ``policy.max_skipped_steps``-th skipped step in a row, and
     :class:`p2o.policy.memory.OutOfMemoryError` if a single sequence does not fit.
     """
-    config = objective.policy
+    config, ranks = objective.policy, policy.ranks
     policy.check_layout(config.layout)
-    sets = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
+    whole = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
+    sets = [each.share(config.layout, ranks) for each in whole]
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
-    before = [None, *(_logprobs(policy, later, objective, budget) for later in sets[1:])]
+    before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget) for later in sets[1:]])]
     metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
     signals = Counter(group.signal for group in groups)
-    metrics.count(**{signal.value: signals[signal] for signal in Signal})
-    metrics.count(scored_tokens=sum(later.tokens for later in sets[1:]))
-    with _training_mode(policy, seed):
+    scored_tokens = sum(later.tokens for later in whole[1:])
+    metrics.count(scored_tokens=scored_tokens, **{signal.value: signals[signal] for signal in Signal})
+    with policy.training(seed):
         for training_set, old_M in zip(sets, before, strict=True):
             policy_step(policy, optimizer, training_set, old_M, objective, metrics, budget, hooks)
             if metrics.skipped_in_a_row >= config.max_skipped_steps:
@@ -144,7 +143,7 @@ def update(
                 raise NonFiniteError(metrics.skipped_in_a_row, training_set, logprobs_M)
             if schedule is not None:
                 schedule.step()
-    return {**metrics.values(), "micro_batch_tokens": budget.tokens}
+    return {**metrics.values(), "micro_batch_tokens": min(ranks.gather(lambda: budget.tokens))}
 
 
 def policy_step(
@@ -161,13 +160,12 @@ def policy_step(
 
     ``old_M`` are the sampling policy's log-probs under the training prompts; None if it is the policy itself.
     """
-    done = metrics.done_tokens
+    done, ranks = metrics.done_tokens, policy.ranks
 
     def accumulate(tokens: int) -> TokenSums:
         optimizer.zero_grad()
         metrics.done_tokens, sums = done, TokenSums()
-        batches = micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id)
-        for batch in batches:
+        for batch in policy.micro_batches(training_set.samples, objective.policy.layout, tokens):
             with must_fit(batch):
                 with timed("forward", tokens=batch.input_ids.numel()):
                     new_N, entropy_N = _forward(policy, batch, objective)
@@ -177,23 +175,21 @@ def policy_step(
                     hooks.backward(loss)
             fault_point("a micro-batch")
             metrics.micro_batch(batch.input_ids.numel(), len(batch.targets), hooks.progress)
-        if not batches and hooks.reduce is not None:  # a rank without live groups learns what the others will sum
-            empty = torch.empty(0)
-            _loss(empty, empty, empty, NO_TOKENS, training_set, objective, sums)
         return sums
 
-    sums = budget.fit(accumulate)  # again, in smaller micro-batches, as long as memory runs out
-    gradients = _gradients(policy, hooks.reduce)
-    sums.put("samples", len(training_set))
-    totals, largest = sums.read(hooks.reduce)
-    samples, _ = totals.pop("samples")
+    sums = ranks.together(lambda: budget.fit(accumulate))  # again, in smaller micro-batches, while memory runs out
+    gradients = [parameter.grad for parameter in policy.trainable.values() if parameter.grad is not None]
+    if not policy.sharded:  # otherwise each backward pass has summed them
+        ranks.sum(gradients)
+    totals, largest = sums.read(ranks)
+    samples = sum(ranks.gather(lambda: len(training_set)))
     loss, kept = totals.pop("loss", (0.0, 0.0))
     tokens = totals["entropy"][1] if totals else 0.0
     metrics.count(trained_samples=samples, trained_tokens=tokens)
     metrics.tokens(totals, largest)
     if denominator := objective.denominator(samples, tokens, kept):
         with timed("optimizer"):
-            norm = float(get_total_norm(gradients)) / denominator
+            norm = float(whole(get_total_norm(gradients))) / denominator
             if math.isfinite(norm) and math.isfinite(loss):
                 bound = objective.policy.max_grad_norm
                 torch._foreach_mul_(gradients, min(1.0, bound / norm if norm else 1.0) / denominator)
@@ -202,7 +198,7 @@ def policy_step(
                 fault_point("after the optimizer's step")
                 metrics.taken(loss / denominator, norm)
             else:
-                log.warning("an optimizer step is skipped: its loss is %s, its gradient's norm %s", loss, norm)
+                log.warning("skipping an optimizer step: its loss is %s, its gradient norm %s", loss, norm)
                 metrics.skipped()
     optimizer.zero_grad()
 
@@ -252,16 +248,6 @@ def _loss(
     return losses_N.sum()
 
 
-def _gradients(policy: Policy, reduce: Reduce | None) -> list[Tensor]:
-    """The summed gradients of all ranks."""
-    parameters = list(policy.trainable.values())
-    if reduce is not None:
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        reduce([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
 def _forward(policy: Policy, batch: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor]:
     return policy.logprobs(batch, temperature=objective.temperature or 1.0, chunk=objective.policy.head_chunk_tokens)
 
@@ -272,22 +258,9 @@ def _logprobs(policy: Policy, training_set: TrainingSet, objective: Objective, b
     flat_M = torch.empty(training_set.tokens)
 
     def attempt(tokens: int) -> None:
-        for batch in micro_batches(training_set.samples, objective.policy.layout, tokens, pad_id=policy.pad_id):
+        for batch in policy.micro_batches(training_set.samples, objective.policy.layout, tokens):
             with must_fit(batch):
                 flat_M[batch.tokens] = _forward(policy, batch, objective)[0].cpu()
 
     budget.fit(attempt)
     return flat_M
-
-
-@contextmanager
-def _training_mode(policy: Policy, seed: int) -> Iterator[None]:
-    """Dropout on, drawn from ``seed`` and not from the state that the global generator happens to be in."""
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derive_seed("dropout", seed))
-        policy.module.train()
-        try:
-            yield
-        finally:
-            policy.module.eval()

@@ -1,4 +1,4 @@
-"""What a resume needs beside weights and optimizer: one JSON value."""
+"""What a resume needs besides weights and optimizer: one JSON value."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from p2o.types import Assignment
 class Stage(StrEnum):
     """Where the alternating maximisation stands.
 
-    ``START``: nothing but the initial weights; the first validation is due. ``POLICY``: inside an epoch's rounds.
+    ``START``: only the initial weights; the first validation is due. ``POLICY``: inside an epoch's rounds.
     ``PROMPT``: all rounds of the epoch are done; validation, mining and evolution are due. ``FINISH``: all epochs are
     done; the export and the closing report are due.
     """
@@ -76,7 +76,7 @@ class RunState:
     platform: dict[str, str] = field(default_factory=dict)
     """What the last launch computed with (threads, devices, versions): on another platform, bits may differ."""
     files: dict[str, int] = field(default_factory=dict)
-    """Bytes of the growing files that belong to this position, by path in the run's folder."""
+    """Size in bytes of each growing file at this position, by path in the run's folder."""
 
     def to_json(self) -> dict[str, Any]:
         value = {

@@ -15,7 +15,8 @@ from torch import Tensor
 from p2o.algorithm.advantages import GroupAdvantages, Signal
 from p2o.algorithm.distillation import training_prompt
 from p2o.config.schema import DistillationConfig
-from p2o.policy.layout import Sample
+from p2o.policy.layout import Sample, deal
+from p2o.ranks import Ranks
 from p2o.types import derive_seed
 
 
@@ -41,6 +42,21 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def share(self, layout: str, ranks: Ranks) -> TrainingSet:
+        """What this rank trains on; together the ranks' shares are the whole set."""
+        if ranks.size == 1:
+            return self
+        own = deal(self.samples, layout, ranks.size)[ranks.rank]
+        logprobs = self.engine_logprobs.split([len(sample.completion) for sample in self.samples])
+        return TrainingSet(
+            samples=tuple(self.samples[i] for i in own),
+            problem_ids=tuple(self.problem_ids[i] for i in own),
+            advantages=self.advantages[own],
+            templated=self.templated[own],
+            own_prompt=self.own_prompt[own],
+            engine_logprobs=torch.cat([logprobs[i] for i in own]) if own else torch.empty(0),
+        )
 
 
 def training_sets(

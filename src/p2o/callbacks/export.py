@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Export(P2OCallback):
-    """At the end of a run, writes the policy of the best validation (not the last) to ``model/``."""
+    """At the end of a run, writes the policy of the best validation (not the last) to ``model/``; on every rank."""
 
     def __init__(self, store: CheckpointStore, run_dir: Path) -> None:
         self.store = store
@@ -28,5 +28,6 @@ class Export(P2OCallback):
             log.warning("%s: model/ is the last policy, not the best one", error)
             best = read_checkpoint(self.store.last)
         module.policy.load_state_dict(best.trainable)
-        module.policy.save(self.run_dir / "model")
+        first = module.ranks.is_first
+        module.ranks.together(lambda: module.policy.save(self.run_dir / "model", write=first))
         module.policy.load_state_dict(read_checkpoint(self.store.last).trainable)

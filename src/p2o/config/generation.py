@@ -15,9 +15,9 @@ class RolloutConfig:
     """Sampling, and the engine that generates."""
 
     kind: str = MISSING
-    """Which of the choices below it is; the choice sets it."""
+    """Which option this is; the option sets it."""
     temperature: float = key(0.6, at_least=0)
-    """Of the policy's rollouts. Training needs it above 0."""
+    """Sampling temperature of the rollouts; training needs it above 0."""
     top_p: float = key(1.0, above=0, at_most=1)
     """Nucleus sampling: the smallest set of tokens with at least this probability; 1 = all."""
     max_prompt_tokens: int = key(512, above=0)
@@ -37,12 +37,12 @@ class HfRollout(RolloutConfig):
 
     kind: str = "hf"
     max_rows: int = key(96, above=0, identity=False)
-    """Sequences that are decoded at once."""
+    """Sequences decoded at once."""
 
 
 @dataclass(kw_only=True)
 class ProbedRollout(RolloutConfig):
-    """An engine that holds a copy of the weights, so that after every sync both sides score a probe text."""
+    """An engine with its own copy of the weights; after every sync, both sides score a probe text."""
 
     probe_tolerance: float = key(0.15, above=0)
     """Largest mean difference between the engine's and the trainer's log-probs of the probe text, in nats."""
@@ -54,15 +54,15 @@ class VllmRollout(ProbedRollout):
 
     kind: str = "vllm"
     max_rows: int = key(256, above=0, identity=False)
-    """Sequences that are decoded at once."""
+    """Sequences decoded at once."""
     max_model_len: int | None = key(None, above=0, identity=False)
-    """Tokens of a sequence, prompt included; null = what the model can attend to."""
+    """Longest sequence in tokens, prompt included; null = the model's own limit."""
     gpu_memory_utilization: float = key(0.5, above=0, at_most=1, identity=False)
     """Share of a GPU's memory for weights and cache; the trainer needs the rest. Unused on a CPU."""
     kv_cache_gib: float | None = key(None, above=0, identity=False)
-    """Size of the cache in GiB; null = on a GPU what ``gpu_memory_utilization`` leaves, on a CPU 1."""
+    """Size of the KV cache in GiB; null = what ``gpu_memory_utilization`` leaves on a GPU, 1 on a CPU."""
     tensor_parallel_size: int = key(1, above=0, identity=False)
-    """GPUs over which the model is split."""
+    """GPUs that the model is split across."""
     enforce_eager: bool = key(False, identity=False)
     """No CUDA graphs: a faster start, slower decoding. Always so on a CPU."""
     engine_args: dict[str, Any] = field(default_factory=dict)
@@ -71,11 +71,11 @@ class VllmRollout(ProbedRollout):
     """How whole weights (tuning=full) reach the engine. auto: if the trainer and the engine share a GPU, the engine
     reads them there; otherwise, as with folder, they are written to disk and loaded."""
     max_restarts: int = key(2, at_least=0, identity=False)
-    """Times that one call may restart the engine's process."""
+    """Restarts of the engine's process that one call may make."""
     start_s: float = key(900.0, above=0, identity=False)
     """Seconds that the process may take to start, or to load weights."""
     stall_s: float = key(300.0, above=0, identity=False)
-    """Seconds without a sign of life after which a generating process is replaced."""
+    """Seconds of silence after which a generating process is replaced."""
 
 
 @dataclass(kw_only=True)
@@ -86,17 +86,17 @@ class VllmServerRollout(ProbedRollout):
     urls: list[str] = key([], identity=False)
     """Servers of the same model, e.g. http://localhost:8000; docs/rollout.md says how to start them."""
     api_key_env: str = key("VLLM_API_KEY", identity=False)
-    """Name of the environment variable that holds the servers' key, if they want one."""
+    """Name of the environment variable that holds the servers' key, if they need one."""
     adapter_dir: str | None = key(None, identity=False)
-    """Folder that the servers see under the same path; null = one below ``run_dir``."""
+    """Folder of the adapters, under the same path on the servers; null = one below ``run_dir``."""
     concurrency: int = key(64, above=0, identity=False)
-    """Requests that are under way on one server."""
+    """Requests in flight per server."""
     timeout_s: float = key(600.0, above=0, identity=False)
-    """Wall-clock seconds for one request."""
+    """Wall-clock limit of one request, in seconds."""
     retry_s: float = key(10.0, at_least=0, identity=False)
-    """Seconds before a server that failed is asked again."""
+    """Seconds before a failed server is asked again."""
     max_retries: int = key(30, at_least=0, identity=False)
-    """Waits for one server in one call; the run stops when no server is left that may be waited for."""
+    """Waits for each server in one call; the run stops when every server has used them up."""
 
 
 @dataclass(kw_only=True)
@@ -107,4 +107,4 @@ class CustomRollout(RolloutConfig):
     factory: str = MISSING
     """Dotted name of ``f(policy, config) -> RolloutEngine``."""
     params: dict[str, Any] = field(default_factory=dict)
-    """For the factory, which reads them from its ``config``."""
+    """Read by the factory from its ``config``."""

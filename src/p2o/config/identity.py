@@ -1,4 +1,4 @@
-"""What makes two runs the same: their configurations, without the keys that change nothing that is computed."""
+"""What makes two runs the same: their configurations, without the keys that cannot change a result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WITHOUT_IDENTITY = frozenset(
     for name, field, _ in keys(root)
     if not field.metadata.get("identity", True)
 )
-"""Keys that may differ, with all below them, between the launches of one run: they change only how it is rounded."""
+"""Keys that may differ, with all below them, between launches of one run: they change results by rounding only."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -33,7 +33,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The dotted keys and values, of a nested or flat configuration, that make a run what it is."""
+    """The dotted keys and values of a nested or flat configuration that make a run what it is."""
     return {key: value for key, value in flat(config).items() if WITHOUT_IDENTITY.isdisjoint(_and_parents(key))}
 
 
@@ -42,7 +42,7 @@ def _and_parents(key: str) -> Iterator[str]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One line for every key that makes ``here`` another run than ``there``; both as plain containers."""
+    """One line per key that makes ``here`` a different run from ``there``; both as plain containers."""
     before, now = identity(there), identity(here)
     return [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} asked for"

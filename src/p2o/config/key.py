@@ -1,4 +1,4 @@
-"""What stands beside a key of the configuration: default, choices, range, and whether it makes a run another one."""
+"""The default, choices and range of a configuration key, and whether it belongs to a run's identity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOLDS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "
 
 
 class Limits(TypedDict, total=False):
-    """The range of a number. nan lies in none."""
+    """The range of a number. No range contains nan."""
 
     above: float
     at_least: float
@@ -24,10 +24,10 @@ class Limits(TypedDict, total=False):
 
 
 def key(default: Any, *, choices: tuple[str, ...] = (), identity: bool = True, **limits: Unpack[Limits]) -> Any:
-    """A dataclass field with rules; each element of a list has to keep them, and None always does.
+    """A dataclass field with rules. Every element of a list must keep them; None always does.
 
-    ``identity=False`` marks a key that may differ between the launches of one run: it changes nothing that is
-    computed, but for rounding.
+    ``identity=False`` marks a key that may differ between launches of one run: it changes results by rounding
+    only.
     """
     metadata = {"choices": choices, "identity": identity, "limits": limits}
     if isinstance(default, list | dict):
@@ -58,14 +58,14 @@ def _choices(node: type) -> Iterator[type]:
 
 
 def allowed(field: dataclasses.Field[Any]) -> str:
-    """What a field's values have to be, such as ``above 0 and at most 1``; empty if its type says it all."""
+    """What a field's values must be, such as ``above 0 and at most 1``; empty if its type says it all."""
     if choices := field.metadata.get("choices"):
         return f"one of {', '.join(choices)}"
     return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in field.metadata.get("limits", {}).items())
 
 
 def out_of_range(node: Any, prefix: str = "") -> Iterator[str]:
-    """One line for each value of a configuration that is not one of its choices, or out of its range."""
+    """One line per value of a configuration that is not among its choices, or out of range."""
     for field in dataclasses.fields(node):
         name, value = f"{prefix}{field.name}", getattr(node, field.name)
         children = value if isinstance(value, dict) else {}

@@ -21,9 +21,9 @@ _HEADER = """# Every key of the configuration
 
 Made from `src/p2o/config` by `python -m p2o.config.key_table > docs/configuration.md`.
 
-The default is that of the schema; a file of `conf/` says what its choice changes, and `--cfg job` prints what a command
-would run. A key without a default is set by a choice, or by you. *Identity*: another value makes another run, and a
-folder that holds the first one refuses it. Keys without identity may differ between the launches of one run."""
+Defaults are those of the schema; a file of `conf/` says what its choice changes, and `--cfg job` prints what a command
+would run. A key without a default is set by a choice, or by you. *Identity*: a different value makes a different run,
+and the first run's folder refuses it. All other keys may differ between launches of one run."""
 _TABLE = """
 | key | type | default | allowed | identity | meaning |
 |---|---|---|---|---|---|"""
@@ -39,7 +39,7 @@ def render() -> str:
 
 
 def meanings(node: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, those of its bases included."""
+    """The docstring below each field of a dataclass, inherited fields included."""
     found = {}
     for owner in reversed(node.__mro__[:-1]):
         (definition,) = ast.parse(inspect.getsource(owner)).body
@@ -72,7 +72,7 @@ def _section(title: str, node: type, rows: Iterator[str]) -> Iterator[str]:
 
 
 def _rows(node: type, prefix: str = "", base: type | None = None) -> Iterator[str]:
-    """One row per key, without those that are as in ``base``; the keys of a mapping's values stand under ``NAME``."""
+    """One row per key that differs from ``base``; the keys of a mapping's values appear under ``NAME``."""
     texts, types = meanings(node), typing.get_type_hints(node)
     inherited = {field.name: _default(field) for field in dataclasses.fields(base)} if base else {}
     for field in dataclasses.fields(node):

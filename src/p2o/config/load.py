@@ -47,7 +47,7 @@ def load_config(composed: DictConfig) -> Config:
 
 
 def load_evaluation(composed: DictConfig) -> EvaluateConfig:
-    """As :func:`load_config`, of ``conf/evaluate.yaml``."""
+    """As :func:`load_config`, for ``conf/evaluate.yaml``."""
     return _load(composed, EvaluateConfig)
 
 
@@ -68,7 +68,7 @@ def _load(composed: DictConfig, root: type[Root]) -> Root:
 
 
 def _unknown(node: DictConfig, prefix: str) -> Iterator[str]:
-    """Keys that ``+key=value`` put where the schema has none; Hydra opens every node for such overrides."""
+    """Keys that ``+key=value`` added and the schema lacks; Hydra accepts such overrides in every node."""
     schema_of = OmegaConf.get_type(node)
     fields = {field.name for field in dataclasses.fields(schema_of)} if dataclasses.is_dataclass(schema_of) else None
     for key in map(str, node):
@@ -84,7 +84,7 @@ def to_plain(config: Config | EvaluateConfig) -> dict[str, Any]:
 
 
 def from_plain(node: type, values: Mapping[str, Any]) -> Any:
-    """The inverse of :func:`to_plain`, of one node: ``values`` as an object of the dataclass ``node``."""
+    """The inverse of :func:`to_plain`, for one node: ``values`` as an object of the dataclass ``node``."""
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(node), OmegaConf.create(dict(values))))
 
 

@@ -1,4 +1,4 @@
-"""The nodes of the method: the policy's step, context distillation, the hard set, templates and who writes them."""
+"""The nodes of the method: the policy update, context distillation, the hard set, templates and who writes them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from p2o.config.key import DOTTED_NAME, key
 
 @dataclass(kw_only=True)
 class PolicyConfig:
-    """The policy's step: the loss, the group, and how the rollouts are cut into micro-batches."""
+    """The policy update: the loss, the group, and how rollouts are split into micro-batches."""
 
     loss: str = key("grpo", choices=("grpo", "dr_grpo", "dapo", DOTTED_NAME))
     """A preset, or the dotted name of a custom loss; see p2o.algorithm.losses."""
     rollouts: int = key(6, at_least=2)
     """K, the size of a group. A group of one has no advantage."""
     questions_per_round: int = key(8, above=0)
-    """Questions that are answered before the policy is updated."""
+    """Questions answered before each policy update."""
     updates_per_round: int = key(1, above=0)
-    """Optimizer steps on the rollouts of one round. More than 1 is off-policy and clipped."""
+    """Optimizer steps per round of rollouts. More than 1 is off-policy and clipped."""
     baseline: str = key("group", choices=("group", "template"))
-    """What the rewards are compared with if templates differ inside a group: the whole group, or the same template."""
+    """What rewards are compared with if templates differ within a group: the whole group, or the same template."""
     clip_low: float = key(0.2, at_least=0)
     """The probability ratio is clipped at 1 minus this."""
     clip_high: float = key(0.2, at_least=0)
@@ -39,15 +39,15 @@ class PolicyConfig:
     max_grad_norm: float = key(1.0, above=0)
     """The gradient is scaled down to this norm."""
     max_skipped_steps: int = key(3, above=0, identity=False)
-    """Steps in a row without a finite loss and gradient, each skipped, at which the run stops."""
+    """Stop after skipping this many steps in a row whose loss or gradient was not finite."""
     layout: str = key("shared_prefix", choices=("padded", "packed", "shared_prefix"))
-    """How rollouts are laid out in a micro-batch."""
+    """How rollouts are laid out in a micro-batch; see p2o.policy.layout."""
     micro_batch_tokens: int = key(2048, above=0)
-    """Tokens of a micro-batch. The gradient does not depend on it, but for rounding; memory and speed do."""
+    """Tokens per micro-batch. It sets memory and speed; the gradient changes by rounding only."""
     head_chunk_tokens: int = key(256, above=0)
-    """Tokens whose logits are in memory at the same time; fewer if the vocabulary is larger than 65,536."""
+    """Tokens whose logits are in memory at once; fewer if the vocabulary is larger than 65,536."""
     fused_lora: bool = True
-    """An adapter's second product adds itself to the layer's output, instead of a pass of its own."""
+    """Add an adapter's second product to the layer's output directly, without a separate pass."""
 
 
 @dataclass(kw_only=True)
@@ -58,7 +58,7 @@ class DistillationConfig:
     """off: train on the templated question. replace: on the plain one (equation 6). importance: weighted by the ratio
     to the templated distribution. mask: replace, without the tokens whose ratio is out of bounds (equation 8)."""
     low: float = key(0.01, above=0, below=1)
-    """Lower bound of the ratio between a token's probability after the plain and after the templated question."""
+    """Lower bound of a token's probability ratio, plain question over templated question."""
     high: float = key(10.0, above=1)
     """Upper bound of that ratio."""
     mask_denominator: str = key("kept", choices=("all", "kept"))
@@ -69,14 +69,14 @@ class DistillationConfig:
 
 @dataclass(kw_only=True)
 class HardSetConfig:
-    """Which questions are hard, so that templates are evolved for them."""
+    """Which questions count as hard; templates are evolved for them."""
 
     rule: str = key("plain_probe", choices=("official", "plain_probe"))
     """official: fewer than tau of K successes, whatever the prompt. plain_probe: the plain rollouts decide."""
     tau: int = key(2, above=0)
-    """Successes of a group from which its question is not hard."""
+    """Successes in a group at which its question is not hard."""
     min_size: int = key(4, above=0)
-    """Smaller hard sets are left to plain GRPO."""
+    """After a smaller hard set the next epoch is plain GRPO."""
     plain_rollouts: int = key(1, at_least=0)
     """Rollouts of a templated group that stay plain."""
 
@@ -98,21 +98,21 @@ class GepaConfig:
     candidates: int = key(6, above=0)
     """c of the published budget: light 6, medium 12, heavy 18, heavy_4 72."""
     max_iterations: int = key(100, above=0)
-    """Cap on iterations, accepted or not, so that a reflector that never helps cannot spin."""
+    """Cap on iterations, accepted or not, so that an unhelpful reflector cannot loop forever."""
     max_failures: int = key(5, above=0)
-    """Stop after this many iterations in a row without one usable proposal."""
+    """Stop after this many iterations in a row without a usable proposal."""
     dev_samples: int = key(1, above=0)
     """Answers per dev question and template."""
     temperature: float = key(0.0, at_least=0)
-    """Of template evaluation; 0 = one greedy answer, as published."""
+    """Temperature of template evaluation; 0 = greedy, as published."""
     solve_threshold: float = key(0.5, above=0, at_most=1)
-    """Mean score over ``dev_samples`` from which a dev question counts as solved."""
+    """Mean score over ``dev_samples`` at which a dev question counts as solved."""
     warm_start: bool = False
     """The last epoch's front joins the next epoch's pool."""
     leak_filter: bool = True
     """Refuse templates that contain a gold answer of the hard set."""
     max_template_tokens: int = key(128, above=0)
-    """Longest template; the longest question leaves room for it."""
+    """Longest template; questions leave room for it."""
     same_template: bool = False
     """One template for all rollouts of a group."""
 
@@ -122,13 +122,13 @@ class ReflectorConfig:
     """Who writes the templates."""
 
     kind: str = MISSING
-    """Which of the choices below it is; the choice sets it."""
+    """Which option this is; the option sets it."""
     temperature: float = key(0.6, at_least=0)
-    """Of the reflector's answers."""
+    """Temperature of the reflector's answers."""
     max_new_tokens: int = key(256, above=0)
     """Longest answer of the reflector."""
     max_prompt_tokens: int = key(2048, above=0)
-    """Budget of the meta prompt; responses shown in it are shortened, then examples left out, until it fits."""
+    """Longest meta prompt; to fit, responses in it are shortened, then examples are left out."""
 
 
 @dataclass(kw_only=True)
@@ -155,7 +155,7 @@ class CustomReflector(ReflectorConfig):
     factory: str = MISSING
     """Dotted name of ``f(config, ledger) -> Reflector``."""
     params: dict[str, Any] = field(default_factory=dict)
-    """For the factory, which reads them from its ``config``."""
+    """Read by the factory from its ``config``."""
 
 
 @dataclass(kw_only=True)
@@ -166,7 +166,7 @@ class OpenAIReflector(ReflectorConfig):
     max_new_tokens: int = key(2048, above=0)
     max_prompt_tokens: int = key(16384, above=0)
     base_url: str | None = None
-    """null = the client's default, or OPENAI_BASE_URL."""
+    """The endpoint's address; null = OPENAI_BASE_URL, or the client's default."""
     model: str = MISSING
     """The model's name at the endpoint."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -176,15 +176,15 @@ class OpenAIReflector(ReflectorConfig):
     max_retries: int = key(3, at_least=0)
     """Retries of one call."""
     backoff_s: float = key(1.0, at_least=0)
-    """Seconds before the first retry; they double with every further one."""
+    """Seconds before the first retry; doubled for every further one."""
     max_wait_s: float = key(60.0, at_least=0)
-    """Longest wait before a retry, in seconds. A server that asks for more (Retry-After) is given up."""
+    """Longest wait before a retry, in seconds. If the server asks for more (Retry-After), the call fails."""
     breaker_failures: int = key(8, above=0)
     """Failed calls in a row after which the endpoint is left alone for ``breaker_cooldown_s``."""
     breaker_cooldown_s: float = key(60.0, at_least=0)
     """Seconds for which an endpoint that keeps failing is left alone."""
     concurrency: int = key(8, above=0)
-    """Calls that are under way at the same time."""
+    """Calls in flight at once."""
     max_calls: int | None = key(None, above=0)
     """Calls, retries included, that a run may make; null = no limit."""
     max_tokens: int | None = key(None, above=0)

@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Flags of /proc/cpuinfo: the first two of x86, the third of ARM."""
+"""Flags in /proc/cpuinfo: the first two on x86, the third on ARM."""
 
 
 def lacks_bfloat16(cpuinfo: str) -> bool:
-    """Whether a processor says what it can do, and bfloat16 is not among it."""
+    """Whether a processor lists its features, and bfloat16 is not among them."""
     lines = [line.partition(":") for line in cpuinfo.splitlines()]
     flags = {flag for name, _, value in lines if name.strip() in ("flags", "Features") for flag in value.split()}
     return bool(flags) and not flags & BFLOAT16
 
 
 def native_dtype(accelerator: str | None, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """``float32`` on a CPU that says it can only emulate bfloat16 (several times slower), else ``bfloat16``.
+    """``float32`` on a CPU that can only emulate bfloat16 (several times slower), else ``bfloat16``.
 
-    Without an ``accelerator`` ("cpu" or "gpu") it is the one that an evaluation would take: a GPU if there is one.
+    Without an ``accelerator`` ("cpu" or "gpu"), an evaluation's choice counts: a GPU if there is one.
     """
     if accelerator is None:
-        import torch  # heavy, and a training run names its accelerator
+        import torch  # slow to import, and a training run names its accelerator
 
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     emulated = accelerator == "cpu" and cpuinfo.is_file() and lacks_bfloat16(cpuinfo.read_text(errors="replace"))

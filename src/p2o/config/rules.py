@@ -1,4 +1,4 @@
-"""What a single key cannot state. Each broken rule is one line that names the key and the fix."""
+"""Rules across keys. Each broken rule is one line that names the key and the fix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ class ConfigError(InputError):
 def validate(config: Config | EvaluateConfig) -> list[str]:
     """Every problem of a configuration, empty if it can run. Nothing heavy is imported or started."""
     if isinstance(config, Config):
-        own = [*_step(config), *_sampling(config), *_engine(config), *_hard_set(config), *_parts(config)]
+        own = [
+            *_step(config),
+            *_sampling(config),
+            *_engine(config),
+            *_devices(config),
+            *_hard_set(config),
+            *_parts(config),
+        ]
     else:
         own = list(_evaluation(config))
     return [*out_of_range(config), *own, *_reward(config), *_servers(config), *_passwords(config)]
@@ -65,13 +72,13 @@ def _sampling(config: Config) -> Iterator[str]:
         yield "rollout.temperature must be above 0: a greedy group has equal rewards and teaches nothing"
     if rollout.top_p < 1 and kind in ("importance", "mask"):
         yield (
-            f"rollout.top_p={rollout.top_p} biases the ratio that distillation={kind} reads: use rollout.top_p=1 or "
+            f"rollout.top_p={rollout.top_p} biases the ratio that distillation={kind} uses: use rollout.top_p=1 or "
             "distillation=replace"
         )
     if rollout.top_p < 1 and rollout.importance != "off":
         yield (
             f"rollout.top_p={rollout.top_p} biases rollout.importance={rollout.importance}: the engine's log-probs are "
-            "those of the cut distribution; use rollout.top_p=1 or rollout.importance=off"
+            "those of the truncated distribution; use rollout.top_p=1 or rollout.importance=off"
         )
     if config.gepa.dev_samples > 1 and config.gepa.temperature == 0:
         yield "gepa.dev_samples > 1 needs gepa.temperature > 0: greedy samples are all alike"
@@ -82,9 +89,17 @@ def _sampling(config: Config) -> Iterator[str]:
 def _engine(config: Config) -> Iterator[str]:
     rollout, tuning, on_gpu = config.rollout, config.tuning.kind, config.trainer.accelerator == "gpu"
     if isinstance(rollout, VllmRollout) and on_gpu and tuning == "lora" and config.model.dtype == "float32":
-        yield "vLLM multiplies adapters on a GPU in half precision alone: use model.dtype=bfloat16, or rollout=hf"
+        yield "on a GPU vLLM applies adapters in half precision only: use model.dtype=bfloat16, or rollout=hf"
     if isinstance(rollout, VllmServerRollout) and tuning == "full":
-        yield "rollout=vllm_server hands adapters over, not whole weights: use tuning=lora, or rollout=vllm"
+        yield "rollout=vllm_server loads adapters, not whole weights: use tuning=lora, or rollout=vllm"
+
+
+def _devices(config: Config) -> Iterator[str]:
+    trainer = config.trainer
+    if trainer.devices != "auto" and not (isinstance(trainer.devices, int) and trainer.devices > 0):
+        yield f"trainer.devices={trainer.devices}: give a number of at least 1, or auto"
+    if trainer.strategy == "fsdp2" and config.rollout.kind != "hf":
+        yield f"trainer.strategy=fsdp2 with rollout={config.rollout.kind}: use rollout=hf, or trainer.strategy=ddp"
 
 
 def _hard_set(config: Config) -> Iterator[str]:
@@ -118,15 +133,15 @@ def _parts(config: Config) -> Iterator[str]:
 def _evaluation(config: EvaluateConfig) -> Iterator[str]:
     benchmarks, temperature = config.benchmarks, config.rollout.temperature
     if not (benchmarks.sets or benchmarks.files or benchmarks.runs):
-        yield "there is nothing to answer: give benchmarks=[gsm8k,...] or benchmarks.files=[<file.jsonl>]"
+        yield "there are no questions: give benchmarks=[gsm8k,...] or benchmarks.files=[<file.jsonl>]"
     if "{question}" not in config.prompt:
         yield "prompt must contain {question}"
     if temperature != 0:
-        yield f"rollout.temperature={temperature} is not read here: give temperature={temperature}"
+        yield f"rollout.temperature={temperature} is ignored here: give temperature={temperature}"
     if (config.samples or 1) > 1 and config.temperature == 0:
         yield f"samples={config.samples} needs temperature > 0: greedy answers are all alike"
     if not config.pass_at:
-        yield "pass_at=[]: give numbers of answers, such as [1,4,16]"
+        yield "pass_at=[]: give values of k, such as [1,4,16]"
 
 
 def _reward(config: Config | EvaluateConfig) -> Iterator[str]:
@@ -153,6 +168,6 @@ def _passwords(config: Config | EvaluateConfig) -> Iterator[str]:
     for key, value in flat(asdict(config)).items():
         if _PASSWORD.search(str(value)):
             yield (
-                f"{key} holds a password, which config.yaml would keep: give the address without it, and a key by the "
-                "name of an environment variable (reflector.api_key_env, rollout.api_key_env)"
+                f"{key} holds a password, which config.yaml would keep: give the address without it, and name an "
+                "environment variable for the key (reflector.api_key_env, rollout.api_key_env)"
             )

@@ -1,11 +1,11 @@
-"""The configuration's shape: one dataclass per node of ``conf/``. Hydra composes into it, so a typo cannot pass.
+"""The configuration's shape: one dataclass per node of ``conf/``. Hydra composes into them, so typos are refused.
 
-This is the one home of a key: its type, default, choices, range, identity (:func:`p2o.config.key.key`), and below it
-its meaning, from which ``docs/configuration.md`` is made. A file of ``conf/`` says only what its choice changes.
+Each key has one home, its field: type, default, choices, range, identity (:func:`p2o.config.key.key`) and, below it,
+its meaning. ``docs/configuration.md`` is made from the fields. A file of ``conf/`` says only what its choice changes.
 
 A node whose choices need different fields (model, tuning, data, rollout, reflector) has one subclass per choice.
-``OmegaConf.to_object`` turns the composed tree into these classes at the border; nothing behind it ever sees a
-DictConfig, and nothing writes to them.
+``OmegaConf.to_object`` turns the composed tree into these classes; no code beyond that point sees a DictConfig or
+writes to them.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ class ModelConfig:
     """The model that is trained."""
 
     path: str = MISSING
-    """A folder that transformers can load, or a hub id. A builder's folder is made if it does not exist."""
+    """A folder that transformers can load, or a hub id. A builder's folder is created if it does not exist."""
     revision: str | None = None
-    """Of a hub id: the branch, tag or commit."""
+    """Branch, tag or commit of a hub id."""
     dtype: str = key("bfloat16", choices=("bfloat16", "float32"))
     """Arithmetic of the forward pass. Trained weights are float32 either way. The files in ``conf/model/`` choose
     float32 on a CPU that can only emulate bfloat16."""
     attn_implementation: str = key(
         "sdpa", choices=("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
     )
-    """Attention of transformers. Only ``policy.layout=padded`` works with all of them."""
+    """Attention in transformers. Only ``policy.layout=padded`` works with all of them."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass and compute the layer again there: a third more arithmetic,
-    a small part of the memory."""
+    """Keep only each layer's input and recompute the layer in the backward pass: a third more arithmetic, much less
+    memory."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of the tokenizer's chat template."""
     lean_layers: bool = True
-    """Norms and gated MLPs keep fewer activations for the backward pass and compute the rest again."""
+    """Norms and gated MLPs keep fewer activations for the backward pass and recompute the rest."""
     sparse_embedding: bool = True
-    """A tied embedding adds the rows of the tokens that occurred to the head's gradient, without a table of its own."""
+    """A tied embedding adds its gradient to the head's, row by row, without a separate table."""
 
 
 @dataclass(kw_only=True)
@@ -83,14 +83,14 @@ class RandomModel(ModelConfig):
     heads: int = key(4, above=0)
     """Attention heads."""
     kv_heads: int = key(2, above=0)
-    """Heads of keys and values."""
+    """Key-value heads."""
     seed: int = 0
-    """Of the random weights."""
+    """Seed of the random weights."""
 
 
 @dataclass(kw_only=True)
 class CustomModel(ModelConfig):
-    """A model that your own function builds once, in a folder below ``path`` that is named by a digest of both fields.
+    """A model that your own function builds once, in a folder below ``path`` named by a digest of both fields.
 
     ``builder`` is the dotted name of ``f(params) -> (model, tokenizer)``.
     """
@@ -98,7 +98,7 @@ class CustomModel(ModelConfig):
     builder: str = MISSING
     """Dotted name of the function."""
     params: dict[str, Any] = key({})
-    """What it is called with."""
+    """What the function is called with."""
 
 
 @dataclass(kw_only=True)
@@ -106,7 +106,7 @@ class TuningConfig:
     """Which weights are trained."""
 
     kind: str = MISSING
-    """Which of the choices below it is; the choice sets it."""
+    """Which option this is; the option sets it."""
     learning_rate: float = key(MISSING, above=0)
     """AdamW's learning rate after the warm-up."""
 
@@ -122,7 +122,7 @@ class LoraTuning(TuningConfig):
     alpha: int = key(32, above=0)
     """The adapter's output is scaled by alpha / r."""
     dropout: float = key(0.0, at_least=0, below=1)
-    """Of the adapter's input."""
+    """Dropout on the adapter's input."""
     target_modules: list[str] = key(["all-linear"])
     """Names of the layers that get an adapter; all-linear = every linear layer but the head."""
 
@@ -140,7 +140,7 @@ class DataConfig:
     """The questions."""
 
     kind: str = MISSING
-    """Which of the choices below it is; the choice sets it."""
+    """Which option this is; the option sets it."""
     prompt: str = "{question}"
     """The plain prompt x; ``{question}`` stands for the question."""
     train_size: int | None = key(None, above=0)
@@ -148,7 +148,7 @@ class DataConfig:
     val_size: int | None = key(None, above=0)
     """Held-out questions."""
     seed: int = key(42, at_least=0)
-    """Of the split and the selection, not of the run: every seed of a run sees the same questions."""
+    """Seed of the split and the selection. The run's own seed does not change the questions."""
     strict: bool = False
     """Refuse to start if rows are unusable, instead of dropping and reporting them."""
 
@@ -179,11 +179,11 @@ class ColumnsConfig:
     """Names of the columns."""
 
     id: str | None = None
-    """null = a digest of the question."""
+    """Column of the id; null = a digest of the question."""
     question: str = "problem"
-    """The question's text."""
+    """Column of the question."""
     answer: str = "answer"
-    """The gold answer."""
+    """Column of the gold answer."""
 
 
 @dataclass(kw_only=True)
@@ -195,11 +195,11 @@ class HubData(DataConfig):
     dataset: str = MISSING
     """The dataset's hub id or folder."""
     subset: str | None = None
-    """The dataset's configuration."""
+    """Name of the dataset's configuration."""
     split: str = "train"
-    """The split from which both the training and the held-out rows are taken."""
+    """The split that supplies both training and held-out rows."""
     shuffle: bool = True
-    """Shuffle by ``seed`` before the held-out rows are split off, as published for DeepScaler (not for DeepMath)."""
+    """Shuffle by ``seed`` before splitting off the held-out rows, as published for DeepScaler (not for DeepMath)."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
@@ -211,9 +211,9 @@ class JsonlData(DataConfig):
     prompt: str = BOXED
     val_size: int | None = key(100, above=0)
     path: str = MISSING
-    """The file of the questions."""
+    """File with the questions."""
     val_path: str | None = None
-    """A file of the held-out questions; null = ``val_size`` of the rows of ``path``."""
+    """File with the held-out questions; null = hold out ``val_size`` rows of ``path``."""
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
 
 
@@ -225,7 +225,7 @@ class CustomData(DataConfig):
     factory: str = MISSING
     """Dotted name of the function."""
     params: dict[str, Any] = key({})
-    """For the function to read."""
+    """Read by the function from its ``config``."""
 
 
 @dataclass(kw_only=True)
@@ -235,16 +235,16 @@ class RewardConfig:
     kind: str = key("math", choices=("math", "reasoning_gym", "exact", "function"))
     """math: mathematical equivalence. reasoning_gym: the task's own scorer. exact: same text. function: your own."""
     extract: list[str] = key(["boxed", "answer_line", "last_number"])
-    """Where the answer is looked for, in order: boxed | answer_line | bare | last_formula | last_number | whole; see
+    """Where to look for the answer, in order: boxed | answer_line | bare | last_formula | last_number | whole; see
     p2o.rewards.extract."""
     function: str | None = None
     """kind=function: dotted name of ``f(prediction: str, problem: Problem) -> float`` in [0, 1]."""
     deadline_s: float = key(5.0, above=0)
-    """Wall-clock seconds for one answer; a worker that overruns it is killed and replaced."""
+    """Wall-clock limit for one answer, in seconds; a worker that exceeds it is killed and replaced."""
     workers: int = key(1, above=0, identity=False)
     """Grading processes."""
     memory_mb: int = key(2048, above=0)
-    """Address space in MB that a worker may add to what it starts with."""
+    """Address space, in MB, that a worker may use beyond what it starts with."""
 
 
 @dataclass(kw_only=True)
@@ -254,45 +254,53 @@ class ValidationConfig:
     every_rounds: int | None = key(None, above=0)
     """Rounds between validations; null = at every epoch end."""
     temperature: float = key(0.0, at_least=0)
-    """Of the answers; 0 = greedy."""
+    """Temperature of the answers; 0 = greedy."""
     samples: int = key(1, above=0)
     """Answers per question."""
 
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """How long is trained, and on what."""
+    """How long to train, and on what."""
 
     epochs: int = key(3, above=0)
-    """Passes over the training questions, with an evolution of templates between two of them."""
+    """Passes over the training questions; templates evolve in between."""
     rounds_per_epoch: int | None = key(None, above=0)
-    """null = every training question once per epoch."""
+    """Rounds per epoch; null = every training question once."""
     accelerator: str = key("cpu", choices=("cpu", "gpu"), identity=False)
-    """One device trains; docs/rollout.md says how several generate."""
+    """Kind of the devices that train."""
+    strategy: str = key("ddp", choices=("ddp", "fsdp2"), identity=False)
+    """ddp keeps the model on each of several devices; fsdp2 splits weights, gradients and optimizer over them."""
+    devices: int | str = key(1, identity=False)
+    """Processes per machine, one per device; auto = every GPU of the machine, or one process on a CPU."""
+    nodes: int = key(1, above=0, identity=False)
+    """Machines; more than one are started by torchrun or srun (docs/scale.md)."""
+    wait_s: int = key(21600, above=0, identity=False)
+    """Seconds for which ranks wait for one another, for a teacher that rank 0 asks, say."""
     threads: int | None = key(None, above=0, identity=False)
-    """torch threads; null = the processors of the machine."""
+    """torch threads per process; null = one per processor, shared by the processes of the machine."""
     checkpoint_every: int = key(1, above=0)
     """Rounds between checkpoints."""
     progress: bool = key(True, identity=False)
-    """Show how the run proceeds."""
+    """Show progress."""
 
 
 @dataclass(kw_only=True)
 class ExtensionsConfig:
-    """What may be named in the configuration."""
+    """Which packages the configuration may load classes from."""
 
     allow: list[str] = key([], identity=False)
-    """Packages, beside lightning and p2o, whose classes ``callbacks`` and ``logger`` may name as ``_target_``."""
+    """Packages, besides lightning and p2o, whose classes ``callbacks`` and ``logger`` may name as ``_target_``."""
 
 
 @dataclass(kw_only=True)
 class BudgetConfig:
-    """The run ends at the first of these that is reached (null = none), so experiments compare at equal cost."""
+    """The run ends when the first of these is reached (null = no limit), so experiments compare at equal cost."""
 
     tokens: int | None = key(None, above=0)
-    """Tokens that are generated (validation aside) or trained on."""
+    """Tokens generated (validation aside) or trained on."""
     seconds: float | None = key(None, above=0)
-    """Seconds of the phases (validation aside), over all launches of the run."""
+    """Seconds spent in the phases (validation aside), over all launches of the run."""
     metric_calls: int | None = key(None, above=0)
     """Template evaluations."""
 
@@ -302,11 +310,11 @@ class Config:
     """A training run."""
 
     name: str = "p2o"
-    """What is studied; an experiment sets it."""
+    """Name of the experiment, which sets it."""
     scale: str = "local"
-    """With what means; a scale sets it."""
+    """Name of the scale, which sets it."""
     seed: int = 0
-    """Of everything that is drawn during the run."""
+    """Seed of everything that the run draws."""
     run_dir: str = key(MISSING, identity=False)
     """The run's folder."""
     resume: bool = key(True, identity=False)
@@ -347,4 +355,4 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "custom": CustomReflector,
     },
 }
-"""The nodes whose choices have fields of their own: ``conf/<node>/*.yaml`` name theirs as ``/schema/<node>/<kind>``."""
+"""Nodes whose choices differ in their fields; ``conf/<node>/*.yaml`` name theirs as ``/schema/<node>/<kind>``."""

@@ -1,4 +1,4 @@
-"""Where Hydra looks for YAML files beside ``conf/`` and ``--config-dir``."""
+"""Where Hydra looks for YAML files besides ``conf/`` and ``--config-dir``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unknown keys on the command line, answered with the nearest one that exists."""
+"""Unknown keys on the command line, each with the nearest one that exists."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from p2o.config.schema import Config
 
 
 def unknown_keys(arguments: Sequence[str], root: type = Config) -> list[str]:
-    """One line for each override whose key no configuration below ``root`` has; Hydra judges all the rest.
+    """One line per override whose key does not exist below ``root``; Hydra judges the rest.
 
-    ``hydra.*`` keys, flags and what does not parse are left to Hydra, which has messages of its own for them.
+    ``hydra.*`` keys, flags and what does not parse are left to Hydra, which has its own messages for them.
     """
     kinds = {name: kind for name, _, kind in keys(root)}
     mappings = tuple(f"{name}." for name, kind in kinds.items() if typing.get_origin(kind) is dict)

@@ -50,10 +50,10 @@ class Score:
 
 
 class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
-    """Scores templates on questions, all pairs that gepa asks for at once in one call of ``evaluate``.
+    """Scores templates on questions: all pairs that gepa asks for at once, in one call of ``evaluate``.
 
-    A pair is scored once in an evolution: its rollouts' seeds do not depend on when it is asked for, so a second time
-    would give the same. A metric call is one pair, whatever ``samples`` is; gepa's budget and the ledger count the
+    A pair is scored once in an evolution: its rollouts' seeds do not depend on when it is asked for, so a second
+    time would give the same. A metric call is one pair, whatever ``samples`` is; gepa's budget and the ledger count the
     pairs that were really evaluated. The texts of dev answers are not kept: nobody reflects on them.
     """
 
@@ -76,7 +76,7 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
         return self.batch_evaluate([(candidate, batch)])[0]
 
     def batch_evaluate(self, items: list[tuple[Candidate, list[Problem]]]) -> list[EvaluationBatch]:
-        """Scores for several (template, questions) pairs, at the price of one evaluation call."""
+        """Scores for several (template, questions) pairs in one evaluation call."""
         wanted: dict[tuple[str, str], Problem] = {}
         fresh = []
         for candidate, batch in items:
@@ -105,7 +105,7 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
         if self._version not in (None, result["policy_version"]):
             raise JournalError(
                 f"{self._journal.path}: begun under policy version {self._version}, continued under "
-                f"{result['policy_version']}: delete the folder {self._journal.path.parent} to evolve anew"
+                f"{result['policy_version']}: delete the folder {self._journal.path.parent} to evolve again"
             )
         self._version = result["policy_version"]
         rollouts = {(r["problem"], r["template"], r["index"]): r for r in result["rollouts"]}
@@ -114,7 +114,7 @@ class TemplateAdapter(GEPAAdapter[Problem, Feedback, str | None]):
             self._scores[template, problem.id] = _score(samples)
 
     def _run(self, requests: list[Request], pairs: int) -> dict[str, Any]:
-        """Evaluate, and bring what the evolution needs of the rollouts into JSON."""
+        """Evaluate, and return what the evolution needs of the rollouts as JSON."""
         rollouts = self._evaluate(requests)
         made = {(r.problem_id, r.template_id, r.index) for r in rollouts}
         asked = {(r.problem.id, template_id(r.template), r.index) for r in requests}

@@ -36,13 +36,13 @@ FULL_EVALUATION_EVERY = 5
 
 @dataclass(frozen=True, slots=True)
 class Evolution:
-    """What an evolution found and what it took.
+    """What an evolution found and what it cost.
 
     ``pool`` holds every candidate, the empty template first; ``front`` those of the Pareto front over dev questions
-    that solve anything and are not dominated. ``rejected`` counts by kind the proposals that were not templates, and as
+    that solve anything and are not dominated. ``rejected`` counts by kind the proposals that became no template, and as
     ``not_better`` those that did not beat their parent; ``leaked`` of them contained a gold answer. ``failures`` counts
-    the reflector's own by kind, those that a retry fixed included. ``stop_reason``:
-    budget | run_budget (what the run may spend pays for no further proposal) | max_iterations | no_proposals |
+    the reflector's own by kind, retried ones included. ``stop_reason``:
+    budget | run_budget (the run's budget does not cover another proposal) | max_iterations | no_proposals |
     dev_solved | stop_file | too_few_questions.
     """
 
@@ -100,7 +100,7 @@ def budget_of(config: GepaConfig, dev_size: int) -> int:
 
 
 def split(hard: Sequence[Problem], dev_size: int, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """(train, dev): dev is a random ``dev_size`` of the hard questions, at most half, whatever their order was."""
+    """(train, dev): dev is a random ``dev_size`` of the hard questions, at most half, whatever their order."""
     shuffled = random.Random(derive_seed(seed, "split")).sample(sorted(hard, key=lambda p: p.id), len(hard))
     size = min(dev_size, len(hard) // 2)
     return shuffled[size:], shuffled[:size]
@@ -108,19 +108,19 @@ def split(hard: Sequence[Problem], dev_size: int, seed: int) -> tuple[list[Probl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What an evolution starts from, beside its questions and its configuration."""
+    """What an evolution starts from, besides its questions and its configuration."""
 
     epoch: int
     seed: int
     run_dir: Path
-    """Folder of the journal, of its own."""
+    """The evolution's own folder, with its journal."""
     count_tokens: Callable[[str], int]
     ledger: Ledger = field(default_factory=Ledger)
     warm_start: Sequence[str] = ()
     """Texts that, if they pass the template checks, are scored on dev first and join the pool."""
     progress: Callable[[EvolutionProgress], None] | None = None
     limit: int | None = None
-    """Metric calls that the run may spend in all; never exceeded, so iterations become narrower towards it."""
+    """Metric calls that are left in the run's budget; never exceeded, so iterations get narrower near it."""
 
 
 def evolve(
@@ -128,13 +128,13 @@ def evolve(
 ) -> Evolution:
     """Evolve templates on the hard questions under the current policy.
 
-    ``evaluate`` gets all requests of a step at once; their temperature is its business (``config.temperature``).
-    What it and the reflector add to the ledger is recorded with their results in ``run_dir/journal.jsonl``: an
-    evolution that was killed and is called again with the same arguments repeats none of those calls, adds their cost
-    to the ledger again, and ends in the same result. gepa's own pickled state is never read.
+    ``evaluate`` gets all requests of a step at once, and sets their temperature itself (``config.temperature``).
+    What it and the reflector add to the ledger is recorded with their results in ``run_dir/journal.jsonl``. Called
+    again with the same arguments after a kill, an evolution repeats none of those calls, adds their cost to the ledger
+    again, and ends with the same result. gepa's own pickled state is never read.
 
     Errors of ``evaluate`` and of the journal propagate; a reflector's failures are counted in ``Evolution.rejected``.
-    An iteration that was begun within the budget is finished, beyond it if need be.
+    An iteration begun within the budget is finished, even beyond it.
     """
     train, dev = split(hard, config.dev_size, derive_seed(setting.seed, setting.epoch))
     if not dev:
@@ -202,7 +202,7 @@ def _evolution(
 
 
 def _announce(config: GepaConfig, budget: int, train: Sequence[Problem], dev: Sequence[Problem]) -> None:
-    """The fewest proposals are those that are all accepted, and so scored on all of dev; the most, none of them."""
+    """The fewest proposals if all are accepted, and so scored on all of dev; the most if none is."""
     left = max(0, budget - len(dev))
     log.info(
         "evolution: %d train and %d dev questions, %d metric calls, room for %d to %d proposals",
@@ -241,7 +241,7 @@ def _pool(
 
 
 def _none(hard: Sequence[Problem], why: str) -> Evolution:
-    """An evolution that did not take place: on one question, say, nothing can be both learned and tested."""
+    """An evolution that did not take place: one question, say, cannot serve for both learning and testing."""
     return Evolution(
         pool=(Template(""),),
         front=(),
@@ -259,7 +259,7 @@ def _none(hard: Sequence[Problem], why: str) -> Evolution:
 def _identity(
     train: Sequence[Problem], dev: Sequence[Problem], config: GepaConfig, seed: int, setting: Setting
 ) -> dict[str, Any]:
-    """All that an evolution's course follows from, beside the policy."""
+    """Everything that decides an evolution's course, besides the policy."""
     return {
         "train": [[problem.id, problem.question, problem.answer] for problem in train],
         "dev": [[problem.id, problem.question, problem.answer] for problem in dev],

@@ -24,9 +24,8 @@ class Journal:
     """Records every costly call of a deterministic loop, one JSON line each, synced before its result is used.
 
     A loop that is started again makes the same calls in the same order; those that the file holds are answered from
-    it, and what they cost is added to the ledger once more. ``key`` in a line is a digest of the call's inputs, so
-    an answer is never given to another question; ``check`` is one of the line's content. A last line that a kill cut
-    short is dropped.
+    it, and their cost is added to the ledger again. A line's ``key`` is a digest of the call's inputs, so no call gets
+    another's answer; its ``check`` is a digest of its content. A last line that a kill cut short is dropped.
     """
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
@@ -40,7 +39,7 @@ class Journal:
         self._recorded = self._lines()
 
     def call(self, kind: str, inputs: Any, make: Callable[[], Any]) -> Any:
-        """The result of ``make()`` as JSON gives it back; ``make`` is called only where the file does not hold it.
+        """The result of ``make()`` as JSON gives it back; ``make`` is called only if the file does not hold it.
 
         ``inputs`` and the result must be JSON values. Raises :class:`JournalError` if the file's next call had
         another kind or other inputs.
@@ -76,7 +75,7 @@ class Journal:
     def _error(self, what: str) -> JournalError:
         return JournalError(
             f"{self.path}: {what}. It was written under another configuration, seed or policy, or is damaged: delete "
-            f"the folder {self.path.parent} to evolve anew"
+            f"the folder {self.path.parent} to evolve again"
         )
 
 

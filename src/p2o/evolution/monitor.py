@@ -1,4 +1,4 @@
-"""What keeps an eye on gepa's loop: why it stops, how far it is, what it says."""
+"""Watching gepa's loop: why it stops, how far it is, what it logs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Watch:
 
 
 class FileLog:
-    """gepa's logger: to a file of the run, not to the terminal."""
+    """gepa's logger: writes to a file of the run, not to the terminal."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -30,9 +30,9 @@ Dataset = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Metric calls that an evolution may take at the most, as proposals; a ``limit`` of None is not a limit.
+    """How many proposals ``limit`` metric calls pay for; None = any number.
 
-    ``proposal`` is the most that one takes: parent and child on a minibatch, and the child on all of dev.
+    ``proposal`` is the most that one costs: parent and child on a minibatch, and the child on all of dev.
     """
 
     limit: int | None
@@ -44,11 +44,11 @@ class Allowance:
 
 
 class ParentSampling:
-    """W (parent, minibatch) pairs an iteration: parents from the Pareto front, minibatches in shuffled passes.
+    """W (parent, minibatch) pairs per iteration: parents from the Pareto front, minibatches in shuffled passes.
 
-    An iteration's draws follow from the seed, its number and gepa's state, from nothing kept in memory. Within a pass
-    over the training questions no two minibatches share one. With ``warm`` templates the first iteration is theirs:
-    one pair each, under the empty template, on a single question. Where ``allowance`` pays for fewer, they are fewer.
+    An iteration's draws follow from the seed, its number and gepa's state, not from memory. Within a pass over the
+    training questions no two minibatches share one. With ``warm`` templates the first iteration is theirs: one pair
+    each, under the empty template, on a single question. If ``allowance`` pays for fewer pairs, there are fewer.
     """
 
     def __init__(self, *, parents: int, minibatch: int, warm: int, allowance: Allowance, seed: int) -> None:
@@ -84,7 +84,7 @@ class ParentSampling:
 
 
 class TemplateReflection:
-    """gepa's reflection strategy: one batched call of the reflector an iteration, its replies journaled and judged.
+    """gepa's reflection strategy: one batched call of the reflector per iteration, its replies journaled and judged.
 
     ``rejected`` counts by kind the replies that gave no template. gepa swallows what a reflection raises, so it is
     kept in ``error`` for the stop condition to raise.
@@ -105,7 +105,7 @@ class TemplateReflection:
         self.proposed = 0
         """Usable templates so far."""
         self.failures: Counter[str] = Counter()
-        """How often each kind of failure of the reflector occurred, retries included, also before a resume."""
+        """How often each kind of failure of the reflector occurred, retries and earlier launches included."""
         self.error: Exception | None = None
         self._batches = 0
 
@@ -117,7 +117,7 @@ class TemplateReflection:
     def reflect_many(
         self, jobs: list[tuple[Candidate, Dataset, list[str]]]
     ) -> list[tuple[ReflectionProposal, TemplateReflection]]:
-        """A proposal for each of gepa's jobs; one without a text where the reply was unusable."""
+        """A proposal for each of gepa's jobs, without a text if the reply was unusable."""
         self._batches += 1
         warm = self._batches == 1 and bool(self.warm)
         texts: Sequence[str | None]
@@ -172,7 +172,7 @@ class TemplateReflection:
 
 
 class Acceptance(StrictImprovementAcceptance):
-    """A child has to beat its parent on their minibatch; a warm-start template is let through to be scored on dev."""
+    """A child must beat its parent on their minibatch; a warm-start template is let through to be scored on dev."""
 
     def should_accept(self, proposal: CandidateProposal, state: GEPAState) -> bool:
         return bool(proposal.metadata.get(WARM_START)) or super().should_accept(proposal, state)

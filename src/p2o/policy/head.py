@@ -6,9 +6,9 @@ The head is applied to a chunk of tokens at a time. For z = (h Wᵀ + b) / T and
     ∂ log p_t / ∂h = ((1 − p_t) W_t − Σ_{v≠t} p_v W_v) / T
     ∂ log p_t / ∂W = (onehot(t) − p) hᵀ / T
 
-The derivative by h depends on the incoming gradient by a scalar a token only. So the forward pass computes it while the
-probabilities are at hand and keeps D numbers a token; the backward pass needs no logits unless W itself is trained, and
-then computes them again chunk by chunk.
+The derivative by h depends on the incoming gradient only by a scalar per token. So the forward pass computes it while
+the probabilities are at hand and keeps D numbers per token; the backward pass needs no logits unless W itself is
+trained, and then recomputes them chunk by chunk.
 
 Shapes: N tokens, D hidden size, V vocabulary, C tokens of a chunk, B tokens of a block of it.
 """
@@ -28,11 +28,11 @@ REFERENCE_VOCABULARY = 65536
 memory of the chunk's logits does not grow with the vocabulary."""
 
 BLOCK = 16
-"""Rows of a chunk whose softmax is computed at once on a CPU, where its passes then find them in the cache."""
+"""Rows of a chunk whose softmax is computed at once on a CPU, so that its passes find them in the cache."""
 
 SLAB = 4096
-"""Rows of W whose gradient is added at once. The product for all rows is a block so large that the allocator fetches it
-from the system anew for every chunk, and page faults take longer than the arithmetic."""
+"""Rows of W whose gradient is added at once. The product for all rows is so large that the allocator fetches it from
+the system again for every chunk, and page faults take longer than the arithmetic."""
 
 
 def token_logprobs(
@@ -49,7 +49,7 @@ def token_logprobs(
 
     ``hidden`` [N, D], ``weight`` [V, D], ``bias`` [V] or None, ``targets`` [N]. The matrix products run in ``dtype``
     (default: that of ``hidden``), the softmax in float32 (float64 for float64). Gradients flow from the log-probs to
-    ``hidden``, ``weight`` and ``bias`` where these require them; the entropy carries none. The logits of at most
+    ``hidden``, ``weight`` and ``bias`` if these require them; the entropy carries none. The logits of at most
     ``chunk`` tokens exist at once, see :data:`REFERENCE_VOCABULARY`.
     """
     if hidden.dim() != 2 or targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
@@ -68,7 +68,7 @@ def block_rows(device: str) -> int:
 
 
 class _Head:
-    """Logits of one chunk after the other, and their softmax a block of rows at a time, in buffers allocated once."""
+    """Logits chunk by chunk, and their softmax one block of rows at a time, in buffers allocated once."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, temperature: float, rows: int, dtype: torch.dtype) -> None:
         self.weight_VD = weight.detach().to(dtype)
@@ -88,7 +88,7 @@ class _Head:
         return torch.addmm(self.bias_V, hidden_CD, self.weight_VD.T, out=logits_CV)
 
     def blocks(self, logits_CV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Of each block which rows it is, z = logits / T and the probabilities, [B, V]; overwritten by the next."""
+        """For each block its rows, z = logits / T and the probabilities, [B, V]; overwritten by the next."""
         for first in range(0, logits_CV.shape[0], len(self._wide)):
             rows = slice(first, min(first + len(self._wide), logits_CV.shape[0]))
             z_BV = self._wide[: rows.stop - first].copy_(logits_CV[rows])
@@ -154,7 +154,7 @@ class _TokenLogprobs(torch.autograd.Function):
 def _head_gradients(
     head: _Head, rows: int, grad_N: Tensor, hidden_ND: Tensor, targets_N: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of W and b, summed over the chunks in float32 from logits that are computed again."""
+    """Gradients of W and b, summed over the chunks in float32 from recomputed logits."""
     total_VD = torch.zeros_like(head.weight_VD, dtype=head.accumulate)
     total_V = None if head.bias_V is None else torch.zeros_like(head.bias_V, dtype=head.accumulate)
     for start in range(0, hidden_ND.shape[0], rows):

@@ -1,16 +1,16 @@
 """How training samples are laid out in micro-batches.
 
-A micro-batch holds *trees*: a prefix of tokens and the branches that continue it. Every token sees the prefix's tokens
-before it and those of its own branch, never another branch. The three layouts are ways to make and place trees:
+A micro-batch holds *trees*: a prefix of tokens and the branches that continue it. Every token sees the tokens before it
+in the prefix and in its own branch, never another branch. The three layouts are ways to make and place trees:
 
     padded          a row is one sample; rows of similar length, filled up with padding
     packed          one row holds many samples, each a tree of one branch
     shared_prefix   one row holds many trees; the samples that have the same prompt are the branches of one tree
 
 Positions restart at every tree, and a branch continues the prefix's positions, so a token's position is that of its
-own sample in all three. The head is handed only the hidden states that predict completion tokens: for the first token
-of a completion that of the prompt's last token, for all branches the same one. The last token of a completion predicts
-nothing and is left out.
+own sample in all three. The head gets only the hidden states that predict completion tokens: for the first token of a
+completion, that of the prompt's last token, which all branches share. The last token of a completion predicts nothing
+and is left out.
 
 Shapes: B rows, T tokens of a row, N completion tokens of the micro-batch.
 """
@@ -55,7 +55,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass; ``predictors``, ``targets``, ``samples`` and ``tokens`` have one entry a target token."""
+    """One forward pass; ``predictors``, ``targets``, ``samples`` and ``tokens`` have one entry per target token."""
 
     input_ids: Tensor
     """[B, T]"""
@@ -74,15 +74,16 @@ class MicroBatch:
 
     @property
     def padding_mask(self) -> Tensor:
-        """[B, T], 1 = token, 0 = padding; with plain causal attention this says it all where ``layout`` is padded."""
+        """[B, T], 1 = token, 0 = padding; with plain causal attention, all that the layout ``padded`` needs."""
         mask = torch.zeros(self.input_ids.numel(), dtype=torch.long)
         for segment in self.segments:
             mask[segment.start : segment.start + segment.length] = 1
         return mask.view(self.input_ids.shape)
 
 
-NO_TOKENS = MicroBatch(*(torch.empty(1, 0, dtype=torch.long),) * 2, (), *(torch.empty(0, dtype=torch.long),) * 4)
-"""A micro-batch without a target."""
+_NO_TOKENS = torch.empty(0, dtype=torch.long)
+EMPTY = MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]]), (Segment(0, 2),), *(_NO_TOKENS,) * 4)
+"""A pass without a target, which a rank makes with the others if it has nothing to train on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class _Tree:
 
 
 def micro_batches(samples: Sequence[Sample], layout: str, token_budget: int, *, pad_id: int = 0) -> list[MicroBatch]:
-    """Lay ``samples`` out in as few micro-batches of at most ``token_budget`` tokens (padding included) as go.
+    """Lay ``samples`` out in few micro-batches of at most ``token_budget`` tokens, padding included.
 
     A sample that alone exceeds the budget gets a micro-batch of its own. Every completion token of every sample is a
     target exactly once, whatever the layout.
@@ -114,8 +115,28 @@ def micro_batches(samples: Sequence[Sample], layout: str, token_budget: int, *, 
     return [_micro_batch(rows, offsets, pad_id) for rows in batches]
 
 
+def deal(samples: Sequence[Sample], layout: str, hands: int) -> list[list[int]]:
+    """Indices of ``samples`` for each of ``hands`` processes, which then have about equally many tokens to compute.
+
+    What ``layout`` makes a tree of stays together. The largest come first, each to who has the least so far.
+    """
+    together: dict[object, list[int]] = {}
+    for index, sample in enumerate(samples):
+        together.setdefault(sample.prompt if layout == "shared_prefix" else index, []).append(index)
+    trees = [
+        (len(samples[own[0]].prompt) + sum(len(samples[i].completion) for i in own), own) for own in together.values()
+    ]
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    sizes = [0] * hands
+    for size, own in sorted(trees, key=lambda tree: -tree[0]):
+        hand = sizes.index(min(sizes))
+        dealt[hand] += own
+        sizes[hand] += size
+    return [sorted(hand) for hand in dealt]
+
+
 def _share_prefixes(samples: Sequence[Sample], budget: int) -> list[_Tree]:
-    """One tree per distinct prompt; several where its branches together exceed the budget."""
+    """One tree per distinct prompt; several if its branches together exceed the budget."""
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         by_prompt.setdefault(sample.prompt, []).append(index)

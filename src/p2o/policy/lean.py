@@ -1,12 +1,12 @@
-"""Norms and gated MLPs that keep fewer activations for the backward pass than autograd's record of them.
+"""Norms and gated MLPs that keep fewer activations for the backward pass than autograd does.
 
-Between two matrix products a transformer's layer is elementwise, and autograd keeps every intermediate of it: of an RMS
-norm the float32 copy of its input, of a gated MLP the activated gate. Here the norm keeps its input as it came and one
-scale a token, the MLP its gate and its up projection, and the backward pass computes the rest again, which costs a
-fraction of the products beside it.
+Between two matrix products a transformer's layer is elementwise, and autograd keeps every intermediate: for an RMS norm
+the float32 copy of its input, for a gated MLP the activated gate. Here the norm keeps its input and one scale per
+token, the MLP its gate and its up projection, and the backward pass recomputes the rest at a fraction of the products'
+cost.
 
-A module is replaced where a small copy of it computes the same bits as its replacement, whatever its class is called;
-any other stays as it is. Parameters keep their names and are not copied.
+A module is replaced if a small copy of it computes the same bits as its replacement, whatever its class is called; any
+other stays as it is. Parameters keep their names and are not copied.
 
 Shapes: D hidden size; leading dimensions are free.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 PROJECTIONS: dict[str, nn.Module] = {"gate_proj": nn.Identity(), "up_proj": nn.Softsign(), "down_proj": nn.Tanh()}
-"""Children of a gated MLP beside its activation, and what stands for them where it is compared with a lean one."""
+"""Children of a gated MLP besides its activation, and what replaces them when it is compared with a lean one."""
 
 PROBE_ED = torch.linspace(-3.0, 2.0, 24).view(3, 8)
 
@@ -30,8 +30,8 @@ PROBE_ED = torch.linspace(-3.0, 2.0, 24).view(3, 8)
 class LeanRMSNorm(nn.Module):
     """x / rms(x) · weight, the mean of squares in float32 (Zhang and Sennrich, arXiv 1910.07467).
 
-    Under autocast the norm of a float32 input comes out in autocast's dtype, so that each of the products that read it
-    need not keep a copy of its own.
+    Under autocast the norm of a float32 input comes out in autocast's dtype, so that the products that read it keep
+    no copies of their own.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
@@ -104,7 +104,7 @@ def _same(module: nn.Module, replacement: nn.Module) -> bool:
             torch.equal(module.to(dtype)(PROBE_ED.to(dtype)), replacement.to(dtype)(PROBE_ED.to(dtype)))
             for dtype in (torch.float32, torch.bfloat16)
         )
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # it wants something else than x
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # it needs something other than x
         return False
 
 

@@ -1,8 +1,8 @@
 """Low-rank adapters (Hu et al., arXiv 2106.09685), by peft.
 
-An adapted layer computes x Wᵀ + s (x Aᵀ) Bᵀ with W frozen. peft's own layer makes the second summand, scales it and
-adds it, each a pass over a tensor as wide as the output, and autograd does as much again on the way back.
-:class:`FusedLora` lets the matrix product that makes the second summand add it to the first.
+An adapted layer computes x Wᵀ + s (x Aᵀ) Bᵀ with W frozen. peft's own layer computes the second term, scales it
+and adds it, each a pass over a tensor as wide as the output, and autograd does as much again on the way back. In
+:class:`FusedLora` the matrix product that computes the second term adds it to the first.
 
 Shapes: N tokens, K inputs, M outputs, r rank.
 """
@@ -56,7 +56,7 @@ def _target_modules(lm: PreTrainedModel, names: list[str]) -> str | list[str]:
 
 
 def fuse_adapter(module: PeftModel) -> PeftModel:
-    """Let the adapted layers of ``module`` compute as :class:`FusedLora`."""
+    """Turn the adapted layers of ``module`` into :class:`FusedLora`."""
     for layer in module.modules():
         if type(layer) is LoraLinear:
             layer.__class__ = FusedLora
@@ -67,7 +67,7 @@ def fuse_adapter(module: PeftModel) -> PeftModel:
 
 
 class FusedLora(LoraLinear):
-    """peft's linear layer with one plain adapter, fused; anything else (dropout, a bias, merged) is as peft has it."""
+    """peft's linear layer with one plain adapter, fused; anything else (dropout, a bias, merged) is left to peft."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = cast(nn.Linear, self.get_base_layer())

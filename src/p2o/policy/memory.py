@@ -1,9 +1,8 @@
-"""The memory of a micro-batch: when it runs out, the token budget is halved and the step begun again.
+"""The memory of a micro-batch: when it runs out, the token budget is halved and the step repeated.
 
 A step's gradient does not depend on how its samples are split (:mod:`p2o.algorithm.policy_step`), so a repeated step
 gives what an undisturbed one would have given, up to rounding. The lower budget stays: what did not fit once will not
-fit later.
-Each rank repeats its own steps; ranks meet after the last micro-batch only.
+fit later. Each rank repeats its own steps; ranks meet only after the last micro-batch.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CPU_MESSAGES = ("can't allocate memory", "bad_alloc")
-"""The CPU's allocators fail with a plain RuntimeError of such a text."""
+"""The CPU's allocators fail with a plain RuntimeError with such a text."""
 
 
 KERNELS = 256
-"""Shapes of products whose kernels are kept. The layers of a model ask for the same hundred or so one after the other,
-while every micro-batch and every step of a shrinking batch brings new ones."""
+"""Shapes of products whose kernels are kept. The layers of a model share a hundred or so, while every micro-batch and
+every step of a shrinking batch brings new ones."""
 
 
 class OutOfMemoryError(RunError):
@@ -65,8 +64,8 @@ def _out_of_memory(error: Exception) -> bool:
 def keep_fewer_kernels() -> None:
     """Let oneDNN, and torch's cache before it, hold :data:`KERNELS` kernels instead of 1,024 each.
 
-    Call it before the first product on a CPU, which is when the variables are read; what the environment says already
-    stands. A kernel is 0.6 MiB, so those of shapes that never come again were a gigabyte of the default job's 3.3.
+    Call it before the first product on a CPU, when the variables are read; values already in the environment stay. A
+    kernel is 0.6 MiB, so those of shapes that never recur took one of the default job's 3.3 GiB.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KERNELS))
@@ -79,7 +78,7 @@ class TokenBudget:
         self.tokens = tokens
 
     def fit(self, attempt: Callable[[int], T]) -> T:
-        """What ``attempt(tokens)`` returns; as often as a micro-batch does not fit it is called again with fewer.
+        """What ``attempt(tokens)`` returns, called again with fewer tokens whenever a micro-batch does not fit.
 
         Raises :class:`OutOfMemoryError` if the micro-batch was a single sequence.
         """
@@ -92,7 +91,7 @@ class TokenBudget:
                         f"memory ran out in the update of a single sequence of {failure.tokens} tokens: lower "
                         "rollout.max_new_tokens or policy.head_chunk_tokens, or use tuning=lora or a smaller model"
                     ) from failure
-                # Half of what failed: the budget itself may be far more than the step has tokens.
+                # Half of what failed: the budget itself may be far above the step's tokens.
                 fewer = min(self.tokens, failure.tokens) // 2
                 # As text: a log handler that keeps the exception would keep its frames, and all that they hold.
                 log.warning("%s: the step is repeated with policy.micro_batch_tokens=%d", str(failure), fewer)

@@ -23,16 +23,19 @@ from p2o.policy.attention import NAME as SEGMENT_ATTENTION
 from p2o.policy.attention import Block, build_blocks
 from p2o.policy.builders import ModelError, load_causal_lm, load_tokenizer, staged_folder
 from p2o.policy.head import token_logprobs
-from p2o.policy.layout import MicroBatch, Segment
+from p2o.policy.layout import EMPTY, MicroBatch, Sample, Segment, micro_batches
 from p2o.policy.lean import keep_less
 from p2o.policy.lora import fuse_adapter, with_adapter
 from p2o.policy.memory import keep_fewer_kernels
+from p2o.policy.sharding import Root, like, shard, whole_state
+from p2o.ranks import ALONE
+from p2o.types import derive_seed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Policy:
-    """A model, its tokenizer and what is trained of it. Build it with :func:`load_policy`.
+    """A model, its tokenizer and its trained tensors. Build it with :func:`load_policy`.
 
     Shapes: B rows, T tokens, D hidden size, V vocabulary.
     """
@@ -50,6 +53,9 @@ class Policy:
         self._live = module
         self._frozen: PreTrainedModel | None = None
         self._module = module
+        self.ranks = ALONE
+        """Who trains it together; each holds all of the weights, or with :meth:`shard` a part."""
+        self._root: Root | None = None
         self._no_mask = torch.zeros(1, 1, 1, 2, dtype=torch.bool)
         self.trainable: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
 
@@ -60,7 +66,7 @@ class Policy:
 
     @property
     def causal_lm(self) -> PreTrainedModel:
-        """The transformers model: of a LoRA policy the one that carries the adapter's layers."""
+        """The transformers model: for a LoRA policy the one that carries the adapter's layers."""
         return cast(
             PreTrainedModel, self.module.get_base_model() if isinstance(self.module, PeftModel) else self.module
         )
@@ -68,6 +74,16 @@ class Policy:
     @property
     def lora(self) -> bool:
         return isinstance(self._live, PeftModel)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are split over the ranks."""
+        return self._root is not None
+
+    def shard(self, device: str) -> None:
+        """Split the weights over the ranks; see :mod:`p2o.policy.sharding`."""
+        self._root = shard(self, device)
+        self.trainable = {n: p for n, p in self._live.named_parameters() if p.requires_grad}
 
     @property
     def attends_by_segments(self) -> bool:
@@ -84,7 +100,7 @@ class Policy:
 
     @property
     def pad_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # load_tokenizer sees to it that there is one
+        return int(self.tokenizer.pad_token_id)  # load_tokenizer makes sure that there is one
 
     @property
     def device(self) -> torch.device:
@@ -108,8 +124,8 @@ class Policy:
         lm = self.causal_lm
         arguments: dict[str, Any] = {"attention_mask": attention_mask}
         if attention_mask is not None and not isinstance(attention_mask, Tensor):
-            # transformers makes no mask of its own where it is given a whole one; this one would fit no attention but
-            # the one that ignores it.
+            # transformers makes no mask of its own if it is given a whole one; this one fits only the attention that
+            # ignores it.
             arguments = {"attention_mask": self._no_mask, "blocks": attention_mask}
         if isinstance(arguments["attention_mask"], Tensor) and arguments["attention_mask"].dim() == 4:
             _check_full_attention(lm)
@@ -118,11 +134,24 @@ class Policy:
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, **arguments
             ).last_hidden_state
 
+    def micro_batches(self, samples: Sequence[Sample], layout: str, tokens: int) -> list[MicroBatch]:
+        """:func:`p2o.policy.layout.micro_batches`, at least one if there are several ranks. Those that hold parts of
+        the weights make every pass together, so each gets as many as the one that has the most.
+        """
+        batches = micro_batches(samples, layout, tokens, pad_id=self.pad_id)
+        passes = max(self.ranks.gather(lambda: len(batches))) if self.sharded else self.ranks.size > 1
+        return batches + [EMPTY] * (passes - len(batches))
+
     def logprobs(self, batch: MicroBatch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
         """Log-probs of a micro-batch's N targets at ``temperature``, and the entropies (without gradient), [N] each.
 
         ``chunk`` tokens go through the head at a time.
         """
+        if self._root is None:
+            return self._logprobs(batch, temperature, chunk)
+        return self._root(lambda: self._logprobs(batch, temperature, chunk))
+
+    def _logprobs(self, batch: MicroBatch, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
         if self.attends_by_segments:
             mask: Any = build_blocks(batch.segments, batch.input_ids.numel(), self.device)
         else:
@@ -145,6 +174,18 @@ class Policy:
         return layer.weight, getattr(layer, "bias", None)
 
     @contextmanager
+    def training(self, seed: int) -> Iterator[None]:
+        """Dropout on, drawn from ``seed`` and the rank, not from the state that a global generator happens to be in."""
+        rank = self.ranks.rank
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed("dropout", seed, *([rank] if rank else [])))
+            self.module.train()
+            try:
+                yield
+            finally:
+                self.module.eval()
+
+    @contextmanager
     def reference(self) -> Iterator[None]:
         """Inside the block the policy computes π_init, the model before any training.
 
@@ -165,7 +206,7 @@ class Policy:
             self._module = self._live
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained tensors (float32, detached, not copied) by name."""
+        """The trained tensors (float32, detached, not copied, split over the ranks as they are) by name."""
         return {name: p.detach() for name, p in self.trainable.items()}
 
     @torch.no_grad()
@@ -181,19 +222,27 @@ class Policy:
                 raise ModelError(
                     f"saved weight {name} has shape {tuple(state[name].shape)}, the model {tuple(p.shape)}"
                 )
-            p.copy_(state[name])
+            p.copy_(like(state[name], p))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, write: bool = True) -> None:
         """Write the adapter, or the full model in ``model.dtype``, with its tokenizer and chat template.
 
-        The folder is loadable by peft or transformers and takes the place of an older one at once.
+        The folder is loadable by peft or transformers and takes the place of an older one at once. Of ranks one has
+        ``write``; the others take part in gathering the weights.
         """
+        state = (
+            whole_state({**self._live.state_dict(), **dict(self._live.named_parameters())}, keep=write)
+            if (self.sharded)
+            else self._live.state_dict()
+        )
+        if not write:
+            return
         fault_point("before the export")
         with staged_folder(Path(folder)) as staged:
             if isinstance(self._live, PeftModel):
-                self._live.save_pretrained(str(staged))
+                self._live.save_pretrained(str(staged), state_dict=state)
             else:
-                state = {n: t.to(self.dtype) for n, t in self._live.state_dict().items()}
+                state = {n: t.to(self.dtype) for n, t in state.items()}
                 self._live.save_pretrained(staged, state_dict=state)
                 _set_saved_dtype(staged, self.dtype)
             fault_point("half exported")
@@ -207,7 +256,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lo
     ``fused_lora`` is ``policy.fused_lora``.
 
     Raises :class:`ModelError` when the model cannot be loaded, a target module does not exist, or the model's logits
-    are not its hidden states times its head (the chunked log-probs rest on that).
+    are not its hidden states times its head (the chunked log-probs rely on that).
     """
     if model.dtype not in DTYPES:
         raise ModelError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
@@ -230,7 +279,7 @@ def load_policy(model: ModelConfig, tuning: TuningConfig, *, seed: int, fused_lo
             fuse_adapter(module)
     embedding: Any = lm.get_input_embeddings()
     if model.sparse_embedding and embedding.weight is lm.get_output_embeddings().weight:
-        # Where it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
+        # If it is trained, the head's gradient is dense and comes first: the rows of the tokens that occurred are
         # added to it, without a second table as large as the vocabulary.
         embedding.sparse = True
     policy = Policy(module, tokenizer, dtype, model)
@@ -258,7 +307,7 @@ def check_head(policy: Policy) -> None:
 
 @torch.no_grad()
 def _check_segments(policy: Policy) -> None:
-    """The blocks must reach the model's attention: what one branch says may not matter to the other."""
+    """The blocks must reach the model's attention: one branch must not affect the other."""
     ids_BT = torch.tensor([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 8, 9]]) % policy.causal_lm.config.vocab_size
     positions_BT = torch.tensor([[0, 1, 2, 3, 4, 3, 4]], device=policy.device)
     blocks = build_blocks((Segment(0, 3), Segment(3, 2, 0, 3), Segment(5, 2, 0, 3)), 7, policy.device)
@@ -266,7 +315,7 @@ def _check_segments(policy: Policy) -> None:
         one, other = (policy.hidden_states(row[None], positions_BT, blocks) for row in ids_BT.to(policy.device))
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"{type(policy.causal_lm).__name__} does not hand its keyword arguments to its attention: "
+            f"{type(policy.causal_lm).__name__} does not pass its keyword arguments to its attention: "
             f"set model.attn_implementation=eager policy.layout=padded [{error}]"
         ) from error
     if not torch.equal(one[:, :5], other[:, :5]):
@@ -286,7 +335,7 @@ def _check_full_attention(lm: PreTrainedModel) -> None:
 
 
 def _set_saved_dtype(folder: Path, dtype: torch.dtype) -> None:
-    """transformers records the live module's float32; the saved tensors are what a loader should go by."""
+    """transformers records the live module's float32; a loader should go by the saved tensors."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")

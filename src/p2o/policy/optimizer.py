@@ -11,7 +11,7 @@ from p2o.policy.model import Policy
 def adamw(policy: Policy, learning_rate: float, config: PolicyConfig) -> torch.optim.AdamW:
     """AdamW on the trained tensors.
 
-    With full tuning its fused form, since the other one holds another copy of all weights while it steps.
+    Full tuning uses the fused form: the other one holds another copy of all weights while it steps.
     """
     return torch.optim.AdamW(
         policy.trainable.values(),

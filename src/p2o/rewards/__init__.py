@@ -19,7 +19,7 @@ def grade_math(prediction: str, gold: str, extract: Sequence[str] = EXTRACT) -> 
     r"""Is the answer in ``prediction`` mathematically ``gold``?
 
     The answer is the last ``\boxed{}`` (several side by side are one list), else what follows "Answer:" or "the answer
-    is", else the whole text where it is nothing but an answer, else the last formula or number. The policy on units,
+    is", else the whole text if it is nothing but an answer, else the last formula or number. The policy on units,
     percent, decimals, lists and the like is the table of :mod:`p2o.rewards.equivalence`. Several different answers to
     a question with one are wrong, whatever form they are given in.
 
@@ -31,7 +31,7 @@ def grade_math(prediction: str, gold: str, extract: Sequence[str] = EXTRACT) -> 
     Returns:
         ``correct`` with reward 1, else ``wrong`` or ``unparseable`` with 0, and the answer that was extracted.
 
-    It runs in this process without a deadline. What a model wrote under training belongs in a :class:`GraderPool`.
+    It runs in this process without a deadline. What a model writes in training belongs in a :class:`GraderPool`.
     """
     answer = extract_answer(prediction, extract, mathematical=True)
     outcome = Outcome.UNPARSEABLE if answer is None else judge(answer, gold)

@@ -9,7 +9,7 @@ unit, currency or degree sign on either side   ignored
 ``10%`` against ``10`` or ``0.1``              equal
 thousands separators (``1,000``, ``1 000``)    ignored; a comma is never a decimal point
 decimal against an exact value                 equal when both round to the same six decimals and to four digits
-``x = 5``, ``f(x) = 5``, ``x \in [1, 2]``      the right-hand side counts where the gold has none
+``x = 5``, ``f(x) = 5``, ``x \in [1, 2]``      the right-hand side counts if the gold has none
 lists, with "," ";" "and" "or"                 equal as sets, in any order; tuples, points and intervals in theirs
 several boxes next to each other               one list
 several values against one gold                wrong, also as an interval, a set, ``\pm`` or "1 or 2"
@@ -31,9 +31,9 @@ from p2o.rewards.extract import boxed
 from p2o.types import Outcome
 
 MAX_LENGTH = 1_000
-"""Characters of an answer that is still parsed. The longest of 22,000 golds of the field's data sets has 210."""
+"""Characters of the longest answer that is parsed. The longest of 22,000 golds in common data sets has 210."""
 MAX_DEPTH = 12
-"""Open brackets at once, fractions and exponents in one another included. The deepest of those golds has 4."""
+"""Open brackets at once, with nested fractions and exponents. The deepest of those golds has 4."""
 MAX_DIGITS = 20_000
 """Digits of the largest number that an answer may stand for when written out."""
 
@@ -87,7 +87,7 @@ _LARGE_BINOMIAL = re.compile(r"binom(?=.{0,400}[0-9]{5})", re.DOTALL)
 
 
 def judge(answer: str, gold: str) -> Outcome:
-    """``CORRECT`` where ``answer`` is mathematically ``gold``; ``UNPARSEABLE`` if it is no usable expression.
+    """``CORRECT`` if ``answer`` is mathematically ``gold``; ``UNPARSEABLE`` if it is not a usable expression.
 
     Runs math-verify in this process without a deadline: for text that a model wrote use
     :class:`~p2o.rewards.pool.GraderPool`. Raises nothing but :class:`MemoryError`.
@@ -137,7 +137,7 @@ def _judge(answer: str, gold: str) -> Outcome:
 
 
 def parses(gold: str) -> bool:
-    """Whether an answer can ever be compared with this gold by more than its spelling."""
+    """Whether an answer can be compared with this gold by more than its spelling."""
     gold = normalise(gold).replace(r"\%", "")
     if number(gold) is not None:
         return True
@@ -182,7 +182,7 @@ def number(text: str) -> Fraction | None:
 
 
 def _has_no_value(text: str) -> bool:
-    """Whether an expression is plainly no single number: a list, a pair, an interval, or something in a variable."""
+    """Whether an expression is plainly not a single number: a list, a pair, an interval, or something in a variable."""
     text = _COMMAND.sub(" ", _THOUSANDS.sub("", text))
     return "," in text or ";" in text or ("=" not in text and _VARIABLE.search(text) is not None)
 
@@ -222,9 +222,9 @@ def parse(text: str) -> Any | None:
 
 
 def digits(expression: Any) -> float:
-    """Bound on the decimal digits that evaluating ``expression`` may write out; infinite beyond all use.
+    """Upper bound on the decimal digits that evaluating ``expression`` may write out; infinite if out of reach.
 
-    A power of a sum counts as infinite where it has more than a million terms when multiplied out.
+    A power of a sum counts as infinite if it has more than a million terms when multiplied out.
     """
     from sympy import Add, Basic, Integer, Pow, Rational, factorial
 
@@ -270,7 +270,7 @@ def _equal(expression: Any, gold: Any) -> bool:
 
 
 def _close(first: Any, second: Any) -> bool:
-    """Of two numbers, whether they round to the same six decimals and agree to four digits."""
+    """Whether two numbers round to the same six decimals and agree to four digits."""
     return bool(round(first, 6) == round(second, 6) and abs(first - second) <= max(abs(first), abs(second)) / 10_000)
 
 

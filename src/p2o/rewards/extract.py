@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 TAIL = 200_000
-"""Characters from the end of a response that are looked at; four times the longest response of the paper."""
+"""Characters at the end of a response that are searched; four times the longest response of the paper."""
 
 _BARE_LIMIT = 500
 _BOX_OR_BRACE = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,8}\{|\\.|[{}]", re.DOTALL)
@@ -40,10 +40,10 @@ _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 def boxed(text: str) -> str | None:
-    r"""Content of the last closed ``\boxed{}``, or of the last few, joined by commas, where they form one list.
+    r"""Content of the last closed ``\boxed{}``, or of the last few, joined by commas, if they form one list.
 
     Boxes that only "and", "or", a comma or the like keep apart are one answer with several values, so that
-    ``\boxed{1} or \boxed{2}`` is the list ``1, 2`` and not a choice of which the grader takes the better one.
+    ``\boxed{1} or \boxed{2}`` is the list ``1, 2`` and not two answers of which the better one counts.
     """
     boxes: list[tuple[int, int, int]] = []  # start of the command, start and end of the content
     open_braces: list[tuple[int, int] | None] = []
@@ -92,7 +92,7 @@ def answer_line(text: str) -> str | None:
 
 
 def bare(text: str) -> str | None:
-    """The whole text where it is an answer by itself (``\\frac{1}{2}``, ``10 weeks``, ``odd``) and no sentence."""
+    """The whole text if it is an answer by itself (``\\frac{1}{2}``, ``10 weeks``, ``odd``) and not a sentence."""
     text = text.strip()
     if not text or len(text) > _BARE_LIMIT or "boxed{" in text:
         return None

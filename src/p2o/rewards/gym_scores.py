@@ -1,7 +1,7 @@
 """Scores of reasoning-gym's own tasks, with two of their traps closed.
 
 Trap one: partial credit. Most scorers give a little for nonsense of the right form, and some the full score for
-anything (``game_of_life_halting`` compares truth values of strings). Only the full score counts here, and where
+anything (``game_of_life_halting`` compares truth values of strings). Only the full score counts here, and if
 nonsense earns it too, the answer must be the task's own.
 
 Trap two: several scorers hand the answer to ``eval`` or to SymPy's ``parse_expr``, which evaluates it as Python.
@@ -37,10 +37,10 @@ _LARGE_POWER = re.compile(r"(?:\*\*|\^)\s*\(?\s*-?(?:[0-9]{3,}|[^-0-9a-zA-Z(\s])
 
 
 def pack(value: Any) -> Any:
-    """An entry as JSON that keeps tuples and keys that are no strings; the opposite of :func:`unpack`.
+    """An entry as JSON that keeps tuples and keys that are not strings; the inverse of :func:`unpack`.
 
     Raises:
-        TypeError: for values that JSON does not know.
+        TypeError: for values that JSON does not have.
     """
     if isinstance(value, tuple):
         return {"(tuple)": [pack(item) for item in value]}
@@ -52,7 +52,7 @@ def pack(value: Any) -> Any:
         return [pack(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a {type(value).__name__} is no JSON")
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 def unpack(value: Any) -> Any:

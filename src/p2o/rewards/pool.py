@@ -1,4 +1,4 @@
-"""Grading in processes of its own, each answer with a hard deadline: nothing that a model writes can stop a run."""
+"""Grading in separate processes, each answer with a hard deadline: nothing that a model writes can stop a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 BATCH = 16
 """Most jobs in one message to a worker."""
 REMEMBERED = 100_000
-"""Grades that are kept for answers that come again."""
+"""Grades that are kept for repeated answers."""
 
 Key = tuple[str, str, str]
 """(problem id, gold, answer): jobs with the same key have the same grade."""
@@ -51,11 +51,11 @@ class GraderPool:
     :class:`~p2o.rewards.scorers.RewardError`, or :class:`~p2o.extensions.ExtensionError` for a function that is absent;
     no answer ever does.
 
-    Rewards are 0 or 1, except that of ``kind=function``: its score in [0, 1], correct from 1 on. Of a reasoning-gym
-    task only the full score counts, since most of them give partial credit for nonsense.
+    Rewards are 0 or 1, except with ``kind=function``: its score in [0, 1], correct at 1. In a reasoning-gym task only
+    the full score counts, since most tasks give partial credit for nonsense.
 
     Answers are extracted by ``config.extract`` in the calling thread, in linear time. Equal answers to one problem are
-    graded once and remembered. Timeouts are not, nor is what a custom function scores: it may draw lots.
+    graded once and remembered. Timeouts are not, nor are a custom function's scores, which may be random.
     """
 
     def __init__(self, config: RewardConfig) -> None:
@@ -139,7 +139,7 @@ class GraderPool:
     # what runs in the pool's threads
 
     def _work(self) -> None:
-        """Grade what waits, a message at a time, until nothing does."""
+        """Grade what waits, one message at a time, until nothing is left."""
         while jobs := self._take():
             try:
                 self._grade(self._process(), jobs)
@@ -174,7 +174,7 @@ class GraderPool:
             self.finish(jobs.popleft(), Outcome(reply["outcome"]), reply["reward"], reply.get("error"))
 
     def finish(self, job: _Job, outcome: Outcome, reward: float = 0.0, error: str | None = None) -> None:
-        """The verdict on a job, with what the scorer complained of; remembered, and told the first time."""
+        """Settle a job and remember its grade; a scorer's error is logged the first time."""
         grade = Grade(outcome, reward, job.payload.get("answer"))
         kind = (error or "").partition(":")[0]
         with self._lock:

@@ -1,4 +1,4 @@
-"""The parent's end of a grading process: start, send, receive within a time, kill."""
+"""The parent's end of a grading process: start, send, receive within a deadline, kill."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ START_SECONDS = 120.0
 class WorkerProcess:
     """A running ``p2o.rewards.worker`` in a session of its own, so that Ctrl-C reaches the parent alone.
 
-    Its string hashes are not randomised: SymPy orders by them, and a verdict must not depend on the process. What goes
-    through the connection is JSON: a pickle from a process that reads hostile text could run anything here.
+    Its string hashes are not randomised: SymPy orders by them, and a verdict must not depend on the process. Messages
+    are JSON: a pickle from a process that reads hostile text could run anything here.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:

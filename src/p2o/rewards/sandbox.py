@@ -1,6 +1,6 @@
 """What a grading process may not do: outlive its parent, take more memory than its share, act on the machine.
 
-The deadline is the parent's business (``pool``). These are second walls: text is only ever parsed, never run.
+The parent enforces the deadline (``pool``). These are second walls: text is only ever parsed, never run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends (Linux; else end of input does it)."""
+    """Ask the kernel to kill this process when the thread that started it ends (Linux; elsewhere its input ends it)."""
     if sys.platform == "linux":
         import ctypes
 
@@ -42,8 +42,8 @@ def limit_memory(megabytes: int) -> None:
 def deny_side_effects() -> None:
     """From now on refuse to start processes, open connections, write files and run text as a program, for good.
 
-    SymPy itself evaluates strings such as ``Integer (2 )``. That may go on; but text that names a builtin or anything
-    with a leading underscore, which is the way out of every expression, raises before it runs.
+    SymPy itself evaluates strings such as ``Integer (2 )``. That is allowed; but text that names a builtin or
+    anything with a leading underscore, the way out of every expression, raises before it runs.
     """
 
     def refuse(event: str, args: tuple[Any, ...]) -> None:

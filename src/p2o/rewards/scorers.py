@@ -1,6 +1,6 @@
 """The kinds of reward, as functions from a job to a verdict. They run in the workers of the pool.
 
-A job is JSON: ``answer`` is what the policy gave (absent where only the gold is to be checked), ``problem`` has the
+A job is JSON: ``answer`` is what the policy gave (absent if only the gold is to be checked), ``problem`` has the
 fields of :class:`~p2o.types.Problem` that the kind needs.
 """
 
@@ -29,7 +29,7 @@ def build_scorer(kind: str, function: str | None = None) -> Scorer:
     if kind == "function":
         return _function_scorer(load_function(function))
     if kind == "math":
-        equivalence.judge(r"\frac{1}{2} + x", r"x + \frac{2}{4}")  # builds tables, which no answer shall pay for
+        equivalence.judge(r"\frac{1}{2} + x", r"x + \frac{2}{4}")  # builds tables that no answer should wait for
     if kind == "reasoning_gym":
         importlib.import_module("reasoning_gym")
     return {"math": _score_math, "exact": _score_exact, "reasoning_gym": _score_gym}[kind]
@@ -88,5 +88,5 @@ def _all_or_nothing(right: bool, otherwise: Outcome) -> Verdict:
 
 
 def _plain(text: str) -> str:
-    """Letters, digits and signs as they are, whatever the case, the spaces and the quotes or full stop around."""
+    """The text without case, extra spaces, and the quotes or full stop around it."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip("\"'`* ").rstrip(".")

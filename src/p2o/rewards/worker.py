@@ -45,7 +45,7 @@ def _grade(scorer: Scorer, job: Mapping[str, Any]) -> dict[str, Any]:
     try:
         outcome, reward = scorer(job)
     except MemoryError:
-        os._exit(OUT_OF_MEMORY)  # nothing that still lives here can be relied on
+        os._exit(OUT_OF_MEMORY)  # nothing that is left here can be relied on
     except Exception as error:
         return {"outcome": Outcome.UNPARSEABLE, "reward": 0.0, "error": f"{type(error).__name__}: {error}"[:500]}
     return {"outcome": outcome, "reward": reward}

@@ -22,14 +22,10 @@ def build_engine(config: Config | EvaluateConfig, policy: Policy, longest: Lengt
         from p2o.rollout.hf.hf_engine import HfEngine
 
         return HfEngine(policy, rollout, longest)
-    if isinstance(rollout, VllmRollout):
+    if isinstance(rollout, (VllmRollout, VllmServerRollout)):
         from p2o.rollout.vllm import VllmEngine
 
         return VllmEngine(policy, rollout, longest, run_dir)
-    if isinstance(rollout, VllmServerRollout):
-        from p2o.rollout.server import VllmServerEngine
-
-        return VllmServerEngine(policy, rollout, longest, run_dir)
     if isinstance(rollout, CustomRollout):
         return load_object(rollout.factory, "rollout.factory")(policy, rollout)
     raise ValueError(f"rollout.kind={rollout.kind}: choose hf, vllm or vllm_server")

@@ -1,4 +1,4 @@
-"""One version of the policy's weights on its way into a vLLM process: an adapter, a model folder, or the weights where
+"""One version of the policy's weights on its way into a vLLM server: an adapter, a model folder, or the weights where
 they lie in the GPU's memory.
 
 Each has a name of its own, since vLLM would take an adapter of a known name, or what it cached under it, for the old
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import base64
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import dumps
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,89 +21,83 @@ from torch.multiprocessing.reductions import reduce_tensor
 
 from p2o.policy.model import Policy
 from p2o.rollout.engine import StalePolicyError
-from p2o.rollout.vllm_process import VllmProcess
 
 
-class Weights(Protocol):
-    """What a vLLM process can be asked to hold."""
+@dataclass(frozen=True)
+class Weights:
+    """What a server can be asked to hold."""
 
-    def load(self, process: VllmProcess, seconds: float) -> None:
-        """Have the process take them over; no silence may outlast ``seconds``."""
-        ...
-
-    def discard(self) -> None:
-        """No process will ask for them again."""
-        ...
-
-
-class Adapter:
-    """A LoRA adapter in a folder; ``number`` must be one that no adapter had before."""
-
-    def __init__(self, policy: Policy, folder: Path, number: int) -> None:
-        self._folder = folder
-        self._number = number
-        policy.module.save_pretrained(str(folder))
-
-    def load(self, process: VllmProcess, seconds: float) -> None:
-        process.call("load_adapter", seconds, name=self._folder.name, number=self._number, folder=str(self._folder))
+    name: str
+    calls: Callable[[], Mapping[str, Mapping[str, Any]]]
+    """Gives the paths of vLLM's endpoints that load them, and what each is sent."""
+    whole: bool
+    """Whether they replace all weights of the server; else they are an adapter."""
+    folder: Path | None = None
+    """Where they were written for the servers."""
 
     def discard(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class ModelFolder:
-    """All weights, as a model that transformers and vLLM load; ``discard`` leaves one that is ``kept`` in its place."""
-
-    def __init__(self, folder: Path, *, kept: bool = False) -> None:
-        self.folder = folder
-        self._kept = kept
-
-    def load(self, process: VllmProcess, seconds: float) -> None:
-        process.call("load_weights", seconds, folder=str(self.folder))
-
-    def discard(self) -> None:
-        if not self._kept:
+        """No server will be asked to load them again."""
+        if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class SharedWeights:
+def adapter(policy: Policy, folder: Path) -> Weights:
+    """The policy's LoRA adapter, written to ``folder``."""
+    policy.module.save_pretrained(str(folder))
+    load = {"/v1/load_lora_adapter": {"lora_name": folder.name, "lora_path": str(folder)}}
+    return Weights(folder.name, lambda: load, whole=False, folder=folder)
+
+
+def saved_model(policy: Policy, folder: Path) -> Weights:
+    """All weights of the policy, written to ``folder``."""
+    policy.save(folder)
+    return Weights(str(folder), model_folder(folder).calls, whole=True, folder=folder)
+
+
+def model_folder(folder: Path) -> Weights:
+    """All weights, as they lie in a folder that transformers and vLLM load and that stays where it is."""
+    load = {"/collective_rpc": {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}}
+    return Weights(str(folder), lambda: load, whole=True)
+
+
+def shared_weights(policy: Policy, name: str) -> Weights:
     """All weights where the trainer has them, read by the engine on the same GPU: vLLM's weight transfer "ipc".
 
-    Nothing is written or copied on the trainer's side. So they are gone with its next update, and :meth:`load` refuses
+    Nothing is written or copied on the trainer's side. So they are gone with its next update, and ``calls`` refuses
     with :class:`StalePolicyError` after one.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self._stamp = self._stamped()
-
-    def load(self, process: VllmProcess, seconds: float) -> None:
-        if self._stamped() != self._stamp:
-            raise StalePolicyError("the policy was trained on since it was handed to the engine: call sync first")
-        process.call("read_weights", seconds, update=self._update())
-        if self._policy.device.type == "cuda":
-            torch.cuda.ipc_collect()
-
-    def discard(self) -> None:
-        """Nothing to do: the trainer goes on with them."""
-
-    def _stamped(self) -> tuple[int, ...]:
+    def stamp() -> tuple[int, ...]:
         """Changes with every change in place."""
-        return tuple(p._version for p in self._policy.trainable.values())
+        return tuple(p._version for p in policy.trainable.values())
 
-    def _update(self) -> dict[str, Any]:
-        """The fields of vLLM's ``IPCWeightTransferUpdateInfo``, which a line of JSON can carry.
+    handed = stamp()
 
-        It is vLLM that wants handles pickled, and its process alone that reads them: ours writes, which runs nothing.
-        """
-        tensors = self._policy.state_dict()
-        handles = [_handle(tensor) for tensor in tensors.values()]
+    def calls() -> Mapping[str, Mapping[str, Any]]:
+        if stamp() != handed:
+            raise StalePolicyError("the policy was trained on since it was handed to the engine: call sync first")
         return {
-            "names": list(tensors),
-            "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
-            "shapes": [list(tensor.shape) for tensor in tensors.values()],
-            "ipc_handles_pickled": base64.b64encode(dumps(handles)).decode(),
+            "/init_weight_transfer_engine": {"init_info": {"packed": False}},
+            "/start_weight_update": {},
+            "/update_weights": {"update_info": _places(policy.state_dict())},
+            "/finish_weight_update": {},
         }
+
+    return Weights(name, calls, whole=True)
+
+
+def _places(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of vLLM's ``IPCWeightTransferUpdateInfo``, as JSON can carry them.
+
+    It is vLLM that wants handles pickled, and its process alone that reads them: ours writes, which runs nothing.
+    """
+    handles = [_handle(tensor) for tensor in tensors.values()]
+    return {
+        "names": list(tensors),
+        "dtype_names": [str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()],
+        "shapes": [list(tensor.shape) for tensor in tensors.values()],
+        "ipc_handles_pickled": base64.b64encode(dumps(handles)).decode(),
+    }
 
 
 def _handle(tensor: Tensor) -> dict[str, tuple[Any, ...]]:

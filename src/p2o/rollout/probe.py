@@ -1,12 +1,12 @@
 """Does an engine hold the trainer's weights, and does it report the log-probs that the trainer means?
 
-After every sync a fixed text is scored by both. An adapter that bound to no module, weights that were only half
-replaced, or another base model show as a difference that no rounding explains; so does, later, any drift.
+After every sync the engine continues a fixed text, and both score what it drew. An adapter that bound to no module,
+weights that were only half replaced, or another base model show as a difference that no rounding explains; so does,
+later, any drift.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,14 @@ TEXT = (
     "step by step. He needs 42 - 17 = 25 more sheep. At 5 a month that takes 25 / 5 = 5 months. The answer is 5."
 )
 DRAWN = 8
-"""Tokens that the engine draws behind the text."""
+"""Tokens that the engine draws behind the text at ``TEMPERATURE``."""
 
 CONTINUED = 48
-"""Tokens that it draws at temperature 1 in place of scoring the text."""
+"""Tokens that it draws behind the text at temperature 1. It is not asked to score the text itself: vLLM 0.32 on a CPU
+dies of log-probs of a prompt under an adapter while it has other requests."""
 
 TEMPERATURE = 0.6
-"""Of the drawn tokens: what it does to the log-probs must be seen, so it is not 1."""
+"""Of the fewer tokens: what it does to the log-probs must be seen, so it is not 1."""
 
 SEED = 1
 
@@ -38,14 +39,14 @@ class ProbeError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """An engine's answer: log-probs at temperature 1, and what it drew at ``TEMPERATURE``."""
+    """Tokens that the engine drew behind the text, and their log-probs by the engine."""
 
-    scored: tuple[float, ...]
-    """Of the probe's tokens from the second on; of ``continued``, if there is any."""
+    continued: tuple[int, ...]
+    """At temperature 1."""
+    continued_logprobs: tuple[float, ...]
     drawn: tuple[int, ...]
+    """At ``TEMPERATURE``."""
     drawn_logprobs: tuple[float, ...]
-    continued: tuple[int, ...] = ()
-    """What the engine drew behind the text at temperature 1, if it is not asked to score the text itself."""
 
 
 class Probe:
@@ -54,20 +55,23 @@ class Probe:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.tokens: tuple[int, ...] = tuple(policy.tokenizer.encode(TEXT))
-        self._text_N = torch.empty(0)
 
     def check(self, scores: Scores, tolerance: float) -> float:
-        """Mean |log-prob of the engine − log-prob of the trainer| over the probe's tokens.
+        """Mean |log-prob of the engine − log-prob of the trainer| over the tokens drawn at temperature 1.
 
-        Raises :class:`ProbeError` if it exceeds ``tolerance``, or where the drawn tokens' log-probs are nearer to
-        those before the temperature than to those after it.
+        Raises :class:`ProbeError` if it exceeds ``tolerance``, or if the log-probs of the tokens drawn at
+        ``TEMPERATURE`` are nearer to those before the temperature than to those after it.
         """
-        first = len(self.tokens) - 1
-        self._text_N = self._trainer(scores.continued, 1.0)[first if scores.continued else 0 :]
-        mismatch = self.check_again(scores.scored, tolerance)
-        drawn_N = torch.tensor(scores.drawn_logprobs)
-        before = float((self._trainer(scores.drawn, 1.0)[first:] - drawn_N).abs().mean())
-        after = float((self._trainer(scores.drawn, TEMPERATURE)[first:] - drawn_N).abs().mean())
+        mismatch = self._distance(scores.continued, scores.continued_logprobs, 1.0)
+        if not mismatch <= tolerance:
+            raise ProbeError(
+                f"the engine's log-probs of what it drew behind the probe text differ from the trainer's by "
+                f"{mismatch:.3f} in the mean, more than rollout.probe_tolerance={tolerance}: the engine does not hold "
+                "the weights that are trained (wrong base model, adapter not applied, sync incomplete). Raise the "
+                "tolerance only where the arithmetic explains the difference (model.dtype, quantisation)"
+            )
+        before = self._distance(scores.drawn, scores.drawn_logprobs, 1.0)
+        after = self._distance(scores.drawn, scores.drawn_logprobs, TEMPERATURE)
         if not after <= before:
             raise ProbeError(
                 f"the engine reports log-probs before the temperature is applied ({after:.3f} from those after it, "
@@ -75,17 +79,10 @@ class Probe:
             )
         return mismatch
 
-    def check_again(self, scored: Sequence[float], tolerance: float) -> float:
-        """The same by what the trainer gave the text at the last :meth:`check`, whatever it has learnt since."""
-        mismatch = float((self._text_N - torch.tensor(scored)).abs().mean())
-        if not mismatch <= tolerance:
-            raise ProbeError(
-                f"the engine's log-probs of the probe text differ from the trainer's by {mismatch:.3f} in the mean, "
-                f"more than rollout.probe_tolerance={tolerance}: the engine does not hold the weights that are "
-                "trained (wrong base model, adapter not applied, sync incomplete). Raise the tolerance only where the "
-                "arithmetic explains the difference (model.dtype, quantisation)"
-            )
-        return mismatch
+    def _distance(self, drawn: tuple[int, ...], logprobs: tuple[float, ...], temperature: float) -> float:
+        """Mean |engine − trainer| over tokens drawn behind the text."""
+        trainer_N = self._trainer(drawn, temperature)[len(self.tokens) - 1 :]
+        return float((trainer_N - torch.tensor(logprobs)).abs().mean())
 
     @torch.no_grad()
     def _trainer(self, drawn: tuple[int, ...], temperature: float) -> Tensor:

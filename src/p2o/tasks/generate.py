@@ -16,7 +16,7 @@ from p2o.tasks.problem_set import DataError, DataReport, Sieve, question_id
 from p2o.types import Problem, derive_seed
 
 OVERDRAW = 10
-"""Small tasks repeat themselves: at most that many times the wanted questions are drawn to find distinct ones."""
+"""Small tasks repeat themselves: up to this many times the wanted questions are drawn to find distinct ones."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def make(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def mixture(data: Mapping[str, Any]) -> dict[str, list[Problem]]:
-    """The held-out and the training questions, no question twice whichever task made it.
+    """The held-out and the training questions, no question twice, whichever task made it.
 
     The held-out ones are drawn first, so that they stay the same whatever ``train_size`` is.
 
@@ -42,7 +42,7 @@ def mixture(data: Mapping[str, Any]) -> dict[str, list[Problem]]:
         data: the fields of :class:`~p2o.config.schema.ReasoningGymData`.
     """
     tasks = data["tasks"]
-    sieve = Sieve(DataReport("drawn"))  # repetitions are in the nature of a generator, and nobody's fault
+    sieve = Sieve(DataReport("drawn"))  # a generator repeats itself, which is not a fault
     count = OVERDRAW * (data["train_size"] + data["val_size"])
     sources = {key: sieve(_draw(key, mix, data["seed"], count)) for key, mix in tasks.items()}
     made: dict[str, list[Problem]] = {}
@@ -53,7 +53,7 @@ def mixture(data: Mapping[str, Any]) -> dict[str, list[Problem]]:
             found = list(islice(sources[key], size))
             if len(found) < size:
                 raise DataError(
-                    f"{_name(key, tasks[key])} lacks {size - len(found)} of {size} distinct questions that are wanted "
+                    f"{_name(key, tasks[key])} lacks {size - len(found)} of {size} distinct questions wanted "
                     f"for {part}: widen its params, or lower its weight or data.{part}_size"
                 )
             made[part] += found

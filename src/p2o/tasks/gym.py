@@ -1,8 +1,7 @@
 """Procedural questions of reasoning-gym: a mixture of tasks, the same for the same ``data.seed``.
 
-They are made by ``generate`` in a process of its own, because they would not be the same otherwise: some tasks
-iterate over sets of strings, whose order Python changes from process to process, and one draws from the global
-generator.
+``generate`` makes them in a separate process, since they would not be the same otherwise: some tasks iterate over sets
+of strings, whose order Python changes from process to process, and one draws from the global generator.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from p2o.types import Problem
 def load(data: ReasoningGymData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
     """(training, held-out) questions: ``train_size`` and ``val_size`` distinct ones, each with the mixture's shares.
 
-    Raises :class:`~p2o.tasks.DataError` for an unknown task, for arguments that it does not take, and where a task
+    Raises :class:`~p2o.tasks.DataError` for an unknown task, for arguments that it does not take, and if a task
     has too few distinct questions.
     """
     if not data.tasks or any(mix.weight <= 0 for mix in data.tasks.values()):
         raise DataError("data.tasks: give at least one data.tasks.<name>={name: chain_sum}, each weight above 0")
     if not data.train_size or not data.val_size:
-        raise DataError("data=reasoning_gym makes as many questions as it is told: set data.train_size and val_size")
+        raise DataError("data=reasoning_gym has no number of questions: set data.train_size and data.val_size")
     made = make_questions(asdict(data))
     if "error" in made:
         raise DataError(made["error"])

@@ -1,4 +1,4 @@
-"""Datasets of the hub, or local ones, through the ``datasets`` library; DeepScaler-5K by the published preparation."""
+"""Datasets from the hub or local, through the ``datasets`` library; DeepScaler-5K by the published preparation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 def load(data: HubData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
     """(training, held-out) rows, chosen by :func:`select`.
 
-    Unusable rows are left out after the choice, so that it stays the published one; a training question that is
-    held out too is one of them.
+    Unusable rows are left out after the choice, so that it stays the published one; training questions that
+    are also held out are among them.
     """
     train, val = select(open_dataset(data), data)
     sieve = Sieve(report)
@@ -32,14 +32,14 @@ def load(data: HubData, report: DataReport) -> tuple[list[Problem], list[Problem
 def select(dataset: Dataset, data: HubData) -> tuple[Dataset, Dataset]:
     """(training, held-out) rows by ``data.seed``, in the steps of the published preparation.
 
-    Shuffle (where ``data.shuffle``); split ``val_size`` rows off as a test set; of what is left split ``train_size``
-    rows off as a test set again, and train on those. The second split takes the *test* side, as the first does:
-    the training side of a split is another selection, although as random.
+    Shuffle (if ``data.shuffle``); split off ``val_size`` rows as a test set; from the rest, split off ``train_size``
+    rows as a test set again, and train on those. The second split takes the *test* side, as the first does: the
+    training side would be another selection, though just as random.
     """
     if not data.val_size or data.val_size + (data.train_size or 1) > len(dataset):
         raise DataError(
-            f"{data.dataset} has {len(dataset)} rows, data.val_size={data.val_size} and data.train_size="
-            f"{data.train_size} are wanted: set data.val_size, and both to what there is"
+            f"{data.dataset} has {len(dataset)} rows, but data.val_size={data.val_size} and data.train_size="
+            f"{data.train_size} are asked for: set data.val_size, and make both fit"
         )
     if data.shuffle:
         dataset = dataset.shuffle(seed=data.seed)
@@ -59,7 +59,7 @@ def open_dataset(data: HubData) -> Dataset:
             raise
         raise DataError(
             f"data.dataset={data.dataset} cannot be opened ({type(error).__name__}: {str(error)[:300]}): check the "
-            "name and the network, or take a file: data=jsonl data.path=<file.jsonl>"
+            "name and the network, or use a file: data=jsonl data.path=<file.jsonl>"
         ) from error
     if isinstance(dataset, DatasetDict):
         if data.split not in dataset:

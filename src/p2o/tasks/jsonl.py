@@ -1,4 +1,4 @@
-"""One's own file: one JSON object per line."""
+"""Your own file: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from p2o.types import Problem, derive_seed
 def load(data: JsonlData, report: DataReport) -> tuple[list[Problem], list[Problem]]:
     """(training, held-out) rows of ``path``, the held-out ones from ``val_path`` if it is given.
 
-    Which rows, and in what order, follows from ``data.seed`` alone. Raises :class:`~p2o.tasks.DataError` for a file
-    or column that is not there and for sizes that the file does not have.
+    Which rows, and in what order, follows from ``data.seed`` alone. Raises :class:`~p2o.tasks.DataError` for a
+    missing file or column, and for sizes that the file does not have.
     """
     sieve = Sieve(report)
     if data.val_path is not None:  # first, so that a question in both files is held out
@@ -47,7 +47,7 @@ def _pick(problems: list[Problem], size: int | None, part: str, data: JsonlData)
 
 
 def read(name: str, key: str, columns: ColumnsConfig) -> Iterator[Row]:
-    """The rows of a file, broken ones as :class:`~p2o.tasks.problem_set.Unusable`; a BOM and blank lines are passed.
+    """The rows of a file, broken ones as :class:`~p2o.tasks.problem_set.Unusable`; a BOM and blank lines are skipped.
 
     A column that the first readable row lacks is an error: it is a wrong name, not a bad row.
     """
@@ -73,10 +73,10 @@ def read(name: str, key: str, columns: ColumnsConfig) -> Iterator[Row]:
 
 
 def to_problem(row: Mapping[str, Any], columns: ColumnsConfig, where: str, source: str) -> Row:
-    """A row as a problem; a missing or wrongly typed value makes it unusable. Numbers are taken as answers."""
+    """A row as a problem; a missing or wrongly typed value makes it unusable. Numbers are accepted as answers."""
     question, answer = row.get(columns.question), row.get(columns.answer)
     if not isinstance(question, str):
-        return Unusable("question that is no text", where, f"{columns.question}={_shown(question)}")
+        return Unusable("question that is not text", where, f"{columns.question}={_shown(question)}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return Unusable("answer that is neither text nor number", where, f"{columns.answer}={_shown(answer)}")
     identifier = row.get(columns.id) if columns.id else None
@@ -102,8 +102,8 @@ def _object(line: bytes, where: str) -> dict[str, Any] | Unusable:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Unusable("line that is no JSON", where, f"{error}: {line[:80]!r}")
-    return value if isinstance(value, dict) else Unusable("line that is no object", where, _shown(value))
+        return Unusable("line that is not JSON", where, f"{error}: {line[:80]!r}")
+    return value if isinstance(value, dict) else Unusable("line that is not an object", where, _shown(value))
 
 
 def _shown(value: object) -> str:

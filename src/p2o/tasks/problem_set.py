@@ -1,4 +1,4 @@
-"""Problems as a run gets them: usable, told apart, with a report of what was not."""
+"""The problems of a run: usable and distinct, with a report of what was not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Row = Problem | Unusable
 
 @dataclass
 class DataReport:
-    """How many rows of each kind are unusable, with the first of each kind as an example."""
+    """How many rows are unusable by kind of fault, with the first of each kind as an example."""
 
     source: str
     rows: int = 0
@@ -48,7 +48,7 @@ class DataReport:
             self.examples[row.fault] = Unusable(row.fault, row.where[:SHOWN], shown)
 
     def render(self) -> str:
-        """The report for a person, a line a kind of fault."""
+        """The report for people, one line per kind of fault."""
         lines = [f"{self.source}: {self.rows - self.faults.total()} of {self.rows} rows are usable"]
         for fault, count in self.faults.most_common():
             example = self.examples[fault]
@@ -76,7 +76,7 @@ class ProblemSet:
 
 
 class Sieve:
-    """Lets every usable question through once, over all the parts of the data that it is shown; reports the rest."""
+    """Lets every usable question through once, across all parts of the data; reports the rest."""
 
     def __init__(self, report: DataReport) -> None:
         self._report = report
@@ -96,7 +96,7 @@ class Sieve:
 
     def _fault(self, problem: Problem) -> Unusable | None:
         if not _is_unicode(problem.id + problem.question + problem.answer):
-            return Unusable("text that is no Unicode", problem.id, problem.question)
+            return Unusable("text that is not Unicode", problem.id, problem.question)
         if not problem.question.strip():
             return Unusable("empty question", problem.id, problem.question)
         if _normal(problem.question) in self._questions:
@@ -107,7 +107,7 @@ class Sieve:
 
 
 def question_id(prefix: str, question: str) -> str:
-    """Stable id of a question without one of its own."""
+    """Stable id of a question that has none."""
     return f"{prefix}-{hashlib.sha256(question.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
@@ -116,7 +116,7 @@ def _normal(question: str) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can spell half of a surrogate pair, which no tokenizer and no file takes."""
+    """JSON can spell half of a surrogate pair, which no tokenizer or file accepts."""
     try:
         text.encode()
     except UnicodeEncodeError:

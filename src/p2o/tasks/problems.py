@@ -15,10 +15,10 @@ from p2o.types import Problem
 def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
     """Training and held-out problems whose gold answers the reward can judge.
 
-    Rows that cannot be used are reported and left out, or refused where ``data.strict``.
+    Rows that cannot be used are reported and left out, or refused if ``data.strict``.
 
     Raises:
-        DataError: for a source that is missing or of the wrong form, and if nothing usable is left.
+        DataError: for a source that is missing or malformed, and if nothing usable is left.
         RewardError, ExtensionError: for a reward that cannot work.
     """
     report = DataReport(source=data.factory if isinstance(data, CustomData) else data.kind)
@@ -26,7 +26,7 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
         case ReasoningGymData():
             train, val = gym.load(data, report)
         case HubData():
-            from p2o.tasks import hub_data  # brings in the datasets library, which takes its time
+            from p2o.tasks import hub_data  # imports the datasets library, which takes a while
 
             train, val = hub_data.load(data, report)
         case JsonlData():
@@ -36,7 +36,7 @@ def load_problems(data: DataConfig, reward: RewardConfig) -> ProblemSet:
         case other:
             raise TypeError(f"no source of questions for {type(other).__name__}")
     if reward.kind == "reasoning_gym" and not isinstance(data, ReasoningGymData):
-        raise DataError(f"reward=reasoning_gym scores reasoning-gym's own questions, not data={data.kind}: reward=math")
+        raise DataError(f"reward=reasoning_gym cannot score data={data.kind}: use reward=math, exact or function")
     with GraderPool(reward) as grader:
         train, val = (gradable(problems, grader, report) for problems in (train, val))
     if data.strict and report.faults:

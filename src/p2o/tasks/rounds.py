@@ -24,8 +24,8 @@ class Position(Protocol):
 class RoundLoader:
     """The rounds that an epoch still has to do, each a tuple of problems.
 
-    It has an honest length: without one Lightning fetches a batch ahead, and a round must never be drawn before
-    the one in front of it has updated the policy.
+    It has a length: without one Lightning fetches a batch ahead, and a round must never be drawn before the
+    previous one has updated the policy.
     """
 
     def __init__(self, rounds: Sequence[tuple[Problem, ...]]) -> None:
@@ -39,7 +39,7 @@ class RoundLoader:
 
 
 def rounds_of_epoch(problems: Sequence[Problem], config: Config, epoch: int) -> list[tuple[Problem, ...]]:
-    """The epoch's questions in an order of its own, cut into rounds; the last may be smaller."""
+    """The epoch's questions in its own order, cut into rounds; the last may be smaller."""
     order = list(problems)
     random.Random(derive_seed(config.seed, "order", epoch)).shuffle(order)
     size = config.policy.questions_per_round
@@ -55,7 +55,7 @@ def num_rounds(num_problems: int, config: Config) -> int:
 
 
 class RoundDataModule(LightningDataModule):
-    """Hands the trainer the rounds of the epoch that the state is in, from the state's cursor on."""
+    """Hands the trainer the rounds that are left of the state's epoch."""
 
     def __init__(self, problems: Sequence[Problem], config: Config, state: Position) -> None:
         super().__init__()

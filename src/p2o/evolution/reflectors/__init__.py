@@ -41,8 +41,8 @@ def build_reflector(
 ) -> Reflector:
     """The reflector of a run. ``gepa.variant=self_ref`` always means the reference model, whatever ``config`` is.
 
-    ``complete`` asks the reference model (the sampler books it); ``ledger`` is the run's, in which the others book
-    what they spend, and ``run_dir`` its folder, where what an endpoint is paid is kept too. Raises
+    ``complete`` asks the reference model (the sampler books it); the others book what they spend in the run's
+    ``ledger``. ``run_dir`` is the run's folder, which also keeps what an endpoint was paid. Raises
     :class:`ReflectorError` for a library that cannot be read; see ``Reflector.check`` for what else may be missing.
     """
     if gepa.variant != "self_ref":

@@ -16,7 +16,7 @@ class ReflectorError(InputError):
 
 
 class UnreachableError(ReflectorError):
-    """It could work, but what it asks is not there now, or does not let it in."""
+    """It could work, but its endpoint is not there now, or refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class ReflectionJob:
-    """Improve ``template`` ("" = no instruction yet) in the light of a minibatch's feedback."""
+    """Improve ``template`` ("" = no instruction yet) by a minibatch's feedback."""
 
     template: str
     examples: tuple[Feedback, ...]
@@ -65,10 +65,10 @@ class Reflector(Protocol):
     def check(self) -> None:
         """Raise :class:`ReflectorError` if something needed is missing. Cheap: it comes before a model is loaded.
 
-        A run that is continued goes on at an :class:`UnreachableError`, as it does where a teacher leaves it halfway.
+        A resumed run continues despite an :class:`UnreachableError`, as it does when a teacher disappears halfway.
         """
         ...
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One reflection per job, in order. A job that fails says so in its reflection and spoils no other."""
+        """One reflection per job, in order. A job that fails says so in its reflection and affects no other."""
         ...

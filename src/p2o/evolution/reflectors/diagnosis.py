@@ -18,10 +18,10 @@ KINDS = {
     "wrong_format": "the right value stands in the last line, but not where or as it was asked for",
     "wrong_working": "there is working, and it leads to a wrong answer",
 }
-"""The kinds of failure that a strategy can speak to."""
+"""The kinds of failure that a strategy can address."""
 
 FEW_WORDS = 10
-"""A response of at most that many words holds no working."""
+"""A response of at most this many words shows no working."""
 
 FINAL_ANSWER = re.compile(r"\\boxed\s*\{([^{}]*)\}|\banswer\s*(?:is|:)\s*\**\s*([^\s*,;]+)", re.IGNORECASE)
 

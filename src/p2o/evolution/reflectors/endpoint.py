@@ -30,13 +30,13 @@ MAX_BODY_BYTES = 1 << 20
 """More than any reply that a template could be taken from."""
 
 DEFAULT_ADDRESS = "https://api.openai.com/v1"
-"""Whom the client asks if it is given no address."""
+"""The client's own default address."""
 
 MODELS_S = 10.0
-"""Seconds in which an endpoint says which models it has."""
+"""Seconds that an endpoint has to list its models."""
 
 RETRIED = frozenset({"connection", "dns", "rate_limit", "server", "timeout", "bad_response", "empty"})
-"""Failures that may pass. The others (auth, tls, request, refusal, too_long) would come again."""
+"""Failures that may pass. The others (auth, tls, request, refusal, too_long) would recur."""
 
 UNBILLED = frozenset({"connection", "dns", "tls", "auth", "rate_limit", "server", "request"})
 """Failures before the endpoint generated anything; all others are charged as if it had."""
@@ -45,7 +45,7 @@ REFUSAL = re.compile(r"\W*(i'?m sorry|i am sorry|sorry,|i can(?:no|')t|i won'?t|
 
 
 class CallError(Exception):
-    """A call failed: its ``kind``, and for how many seconds the server says to stay away, if it does."""
+    """A call failed: its ``kind``, and how many seconds the server asks to wait, if it does."""
 
     def __init__(self, kind: str, detail: str = "", wait: float | None = None) -> None:
         super().__init__(detail)
@@ -75,7 +75,7 @@ def check(config: EndpointConfig) -> None:
 
 
 def address_of(config: EndpointConfig) -> str:
-    """Whom the client asks, without a password."""
+    """The address that the client asks, without a password."""
     address = config.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_ADDRESS
     return re.sub(r"(?s)^([^/]*//)?.*@", r"\1", address)
 
@@ -86,7 +86,7 @@ def key_of(config: EndpointConfig) -> str:
     key = os.environ.get(config.api_key_env, "")
     if not key:
         raise ReflectorError(
-            f"{variable} is not set: export the key (any text for a server that asks for none), or use "
+            f"{variable} is not set: export the key (any text for a server that needs none), or use "
             "reflector=strategies for the built-in teacher"
         )
     if not re.fullmatch(r"[!-~]+", key):
@@ -126,7 +126,7 @@ async def ask(
 
 
 async def models(config: EndpointConfig) -> frozenset[str]:
-    """Names of the models that the endpoint lists; none if it lists them in its own form.
+    """Names of the models that the endpoint lists; none if it lists them in another form.
 
     Raises :class:`CallError`, after :data:`MODELS_S` seconds at the latest.
     """

@@ -56,8 +56,8 @@ INFO_STRING = re.compile(r"[ \t]*[A-Za-z0-9_+-]*[ \t]*")
 def render(job: ReflectionJob, max_template_tokens: int, budget: int, count_tokens: Callable[[str], int]) -> str | None:
     """The meta prompt of ``job`` in at most ``budget`` tokens; None if not even one example fits.
 
-    Responses are shortened first, in the middle, where they say least about how they begin and end; then examples
-    are left out. A question is never cut.
+    Responses are shortened first, in the middle, to keep how they begin and end; then examples are left
+    out. A question is never cut.
     """
     words = max(10, max_template_tokens * 2 // 3)
     for count in range(len(job.examples), 0, -1):
@@ -80,7 +80,7 @@ def extract_template(reply: str) -> tuple[str | None, str | None]:
     """(template, None) from the last fenced block of ``reply``, or (None, what is wrong with it).
 
     A reply without a fence is ``unfenced``, one that ends inside a block ``truncated``, a block that holds no text, or
-    the prompt's own placeholder, ``empty``. Nothing else is ever taken for a template.
+    the prompt's own placeholder, ``empty``. Nothing else is taken for a template.
     """
     parts = reply.replace("\r\n", "\n").split("```")
     if len(parts) == 1:

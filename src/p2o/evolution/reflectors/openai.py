@@ -1,4 +1,4 @@
-"""Teacher-Ref: a stronger model behind any OpenAI-compatible endpoint, which may fail in every way."""
+"""Teacher-Ref: a stronger model behind any OpenAI-compatible endpoint, which may fail in many ways."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ log = logging.getLogger(__name__)
 class OpenAIReflector:
     """Asks for all templates of an iteration at once, ``concurrency`` calls at a time.
 
-    Every call has a deadline; failures that may pass are repeated with growing waits, or after the time that the
-    server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, its killed processes included, by the
-    file ``spent``; before a call its prompt and its longest possible reply are booked there.
+    Every call has a deadline; failures that may pass are retried with growing waits, or after the time that the
+    server names. ``max_calls`` and ``max_tokens`` bound what the *run* spends, its killed processes included, through
+    the file ``spent``; before a call, its prompt and its longest possible reply are booked there.
 
-    After ``breaker_failures`` failures in a row, or one that no waiting fixes, the endpoint is left alone, and asked
-    again by a single call every ``breaker_cooldown_s`` seconds. Failures by kind:
+    After ``breaker_failures`` failures in a row, or one that no waiting fixes, the endpoint is left alone, and tried
+    again with a single call every ``breaker_cooldown_s`` seconds. Failures by kind:
 
     connection | dns | tls | auth | rate_limit | server | timeout | request (another 4xx) | bad_response | empty |
     refusal | too_long | capped | breaker, and of the reply's form unfenced | truncated
@@ -62,9 +62,9 @@ class OpenAIReflector:
         self._closed_until = 0.0
 
     def check(self) -> None:
-        """Raise ``ReflectorError`` if the model, the key or the address is missing, or nobody is there.
+        """Raise ``ReflectorError`` if the model, the key or the address is missing, or nobody answers.
 
-        The endpoint is asked for its models, which costs nothing. What may pass (a stall, an overload) is only told.
+        The endpoint is asked for its models, which costs nothing. What may pass (a stall, an overload) is only logged.
         """
         endpoint.check(self.config)
         address, model = endpoint.address_of(self.config), self.config.model
@@ -89,7 +89,7 @@ class OpenAIReflector:
         if listed and model not in listed:
             log.warning(
                 f"reflector: {address} does not list reflector.model={model} among its {len(listed)} models: give one "
-                "of its own, or reflector.base_url=<address> (or OPENAI_BASE_URL)"
+                "of them, or reflector.base_url=<address> (or OPENAI_BASE_URL)"
             )
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
@@ -170,5 +170,5 @@ class OpenAIReflector:
         self.failures[kind] += 1
 
     def _redact(self, text: str) -> str:
-        """The key occurs in no reply and in no error, even if the endpoint sends it back."""
+        """The text without the key, in case the endpoint sends it back."""
         return text.replace(endpoint.key_of(self.config), "[api key]")

@@ -10,14 +10,14 @@ from p2o.evolution.reflectors.meta_prompt import extract_template, render
 from p2o.types import Generation
 
 Complete = Callable[[list[str], list[int]], list[Generation]]
-"""Replies of the reference model to user messages, one seed a message; the sampler books their tokens."""
+"""Replies of the reference model to user messages, one seed per message; the sampler books their tokens."""
 
 
 class ReferenceReflector:
     """Asks the reference model, all jobs in one batch.
 
-    ``complete`` has booked every call when it returns. A small model often leaves out the fence or ends before it
-    closes: such replies are failures, counted by kind.
+    ``complete`` has booked every call when it returns. A small model often leaves out the fence or ends before closing
+    it: such replies are failures, counted by kind.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class ReferenceReflector:
         """Nothing can be missing: the reference model is the policy's own."""
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One reflection per job; ``too_long`` where not even one example fits ``max_prompt_tokens``.
+        """One reflection per job; ``too_long`` if not even one example fits ``max_prompt_tokens``.
 
-        Errors of the engine are no failures of a job: they propagate.
+        Errors of the engine are not failures of a job: they propagate.
         """
         prompts = [render(job, self.max_template_tokens, self.max_prompt_tokens, self.count_tokens) for job in jobs]
         asked = [(i, prompt, jobs[i].seed) for i, prompt in enumerate(prompts) if prompt is not None]

@@ -1,4 +1,4 @@
-"""What a run has paid its teacher, on disk before it is paid: a kill forgets no call."""
+"""What a run pays its teacher, written to disk before the call: a kill forgets none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from p2o.files import write_json
 
 
 class Spending:
-    """Calls and tokens of all processes of a run, also of those whose work was lost and is not in the ledger."""
+    """Calls and tokens of all processes of a run, even if their work was lost and is not in the ledger."""
 
     def __init__(self, path: Path, *, calls: int, tokens: int) -> None:
         """``calls`` and ``tokens`` are what was spent if ``path`` does not say it yet."""
@@ -19,7 +19,7 @@ class Spending:
         self.tokens: int = paid["tokens"]
 
     def add(self, calls: int, tokens: int) -> None:
-        """Book what is about to be spent, at most; tokens are negative when less was taken than had been booked."""
+        """Book the most that is about to be spent; negative tokens return what was booked and not used."""
         self.calls += calls
         self.tokens += tokens
         write_json(self.path, {"calls": self.calls, "tokens": self.tokens})

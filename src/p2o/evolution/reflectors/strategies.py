@@ -1,6 +1,6 @@
 """A built-in teacher without a network: it diagnoses failures and composes instructions from a library of strategies.
 
-It knows nothing that the library does not say, and it puts nothing of a question or an answer into a template.
+It knows only what the library says, and puts nothing of a question or an answer into a template.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from p2o.rollout.ledger import Ledger
 from p2o.types import Phase
 
 ROLES = ("method", "work", "check", "format")
-"""The order of an instruction's parts. It holds at most one strategy of each role, of ``method`` up to two."""
+"""The order of an instruction's parts: at most one strategy per role, two for ``method``."""
 
 METHODS = 2
 CUE_FACTOR = 3.0
@@ -65,7 +65,7 @@ class Library:
             raise ReflectorError(f"reflector.strategies={file}: {error}") from None
 
     def odds(self, examples: Sequence[Feedback]) -> dict[Strategy, float]:
-        """The strategies that speak to any of the failed examples, by what they promise: their weight for each."""
+        """The strategies that address any of the failed examples, each with the sum of its weights."""
         failed = [(example.question, kinds) for example in examples if (kinds := diagnose(example))]
         odds = {
             strategy: sum(self._relevance(strategy, question, kinds) for question, kinds in failed)
@@ -94,7 +94,7 @@ class StrategiesReflector:
         """Nothing can be missing: the library was read when it was loaded."""
 
     def reflect(self, jobs: Sequence[ReflectionJob]) -> list[Reflection]:
-        """One instruction a job, drawn with the job's own seed; ``no_strategy`` if none applies."""
+        """One instruction per job, drawn with the job's own seed; ``no_strategy`` if none applies."""
         self.ledger.add(Phase.REFLECTION, reflection_calls=len(jobs))
         reflections = [self._reflect(job) for job in jobs]
         self.failures.update(reflection.error for reflection in reflections if reflection.error)
@@ -145,7 +145,7 @@ def _mutate(parts: list[Strategy], odds: Mapping[Strategy, float], rng: random.R
 
 
 def _add(parts: list[Strategy], odds: Mapping[Strategy, float], rng: random.Random) -> list[Strategy]:
-    """``parts`` with one more strategy; it takes the place of an earlier one where its role is full."""
+    """``parts`` with one more strategy; it replaces an earlier one if its role is full."""
     fresh = {strategy: weight for strategy, weight in odds.items() if strategy not in parts}
     if not fresh:
         return parts
@@ -167,7 +167,7 @@ def _explain(job: ReflectionJob, child: Sequence[Strategy]) -> str:
 
 
 def _parse(content: Any) -> Library:
-    _expect(isinstance(content, dict) and set(content) <= {"cues", "strategies"}, "holds only cues and strategies")
+    _expect(isinstance(content, dict) and set(content) <= {"cues", "strategies"}, "may hold only cues and strategies")
     cues = {}
     for name, pattern in (content.get("cues") or {}).items():
         try:
@@ -184,7 +184,7 @@ def _parse(content: Any) -> Library:
 
 
 def _parse_strategy(entry: Any, number: int, cues: Mapping[str, object]) -> Strategy:
-    _expect(isinstance(entry, dict), f"strategy {number} is no mapping")
+    _expect(isinstance(entry, dict), f"strategy {number} is not a mapping")
     where = f"strategy {entry.get('id', number)}"
     fields = {"id", "text", "role", "failures", "cues", "weight"}
     _expect(set(entry) <= fields, f"{where} has unknown fields {sorted(set(entry) - fields)}")

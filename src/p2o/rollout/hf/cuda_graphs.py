@@ -1,7 +1,7 @@
 """Decoding steps as CUDA graphs.
 
-A step of a few rows is some hundred small kernels, which a GPU computes in a fraction of the time that Python takes to
-launch them. A graph is launched at once, but its shapes and addresses are fixed: so rows are padded to a few sizes, and
+A step of a few rows is hundreds of small kernels, which a GPU computes in a fraction of the time that Python takes to
+launch them. A graph is launched at once, but its shapes and addresses are fixed. So rows are padded to a few sizes, and
 a graph serves as long as the cache that it was recorded on keeps its capacity.
 
 Shapes: R rows, P padded rows.
@@ -21,16 +21,16 @@ Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From last tokens, positions and uniform numbers, [R] each, to the next tokens and their log-probs, [R] each."""
 
 SHRINK = 4
-"""Rows are padded to the largest number of them or to that over a power of this: recording costs as much as some steps
-that are launched one by one."""
+"""Rows are padded to the largest number of rows, divided by a power of this: recording costs as much as several plain
+steps."""
 
 
 class GraphedStep:
     """``step`` on a GPU, recorded for each number of rows that it is called with repeatedly; at most ``rows``.
 
-    A first call of a size computes as ever, which also sets up what may not be set up while recording; the second
-    records. A model that cannot be recorded, since what it does depends on values, is computed as ever. Rows that pad
-    are at position 0 of the cache's rows behind R, which must be free.
+    The first call of a size computes as usual, which also sets up what may not be set up while recording; the second
+    records. A model that cannot be recorded, since what it does depends on values, computes as usual. Padding rows are
+    at position 0 of the cache's rows after R, which must be free.
     """
 
     def __init__(self, step: Step, rows: int, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class GraphedStep:
         self._records = True
 
     def __call__(self, last_R: Tensor, positions_R: Tensor, uniforms_R: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """The next tokens and their log-probs; ``capacity`` is that of the cache, whose growth ends older graphs."""
+        """The next tokens and their log-probs; ``capacity`` is that of the cache, whose growth drops older graphs."""
         if capacity != self._capacity:
             self._graphs.clear()
             self._capacity = capacity
@@ -65,7 +65,7 @@ class GraphedStep:
             return _Graph(self._step, inputs, self._stream)
         except RuntimeError as error:
             self._records = False
-            log.warning("decoding goes on without CUDA graphs, which this model cannot be recorded in: %s", error)
+            log.warning("decoding continues without CUDA graphs, since this model cannot be recorded: %s", error)
             return None
 
 

@@ -1,6 +1,6 @@
-"""An inference twin of the policy: the model's own modules and forward pass, with linear layers built for decoding.
+"""An inference copy of the policy: the model's own modules and forward pass, with linear layers built for decoding.
 
-The twin of a linear layer with weight W and a LoRA adapter (A, B, scale s) computes [W | sB] [x ; Ax] as one product
+The copy of a linear layer with weight W and a LoRA adapter (A, B, scale s) computes [W | sB] [x ; Ax] as one product
 in the policy's arithmetic. So the adapter is neither merged into W, where rounding would lose it, nor paid for with
 separate products; filling the lower part with zeros gives the reference model from the same weights. Layers that read
 the same input (query, key and value; gate and up) are one product too. On a GPU frozen weights stay where they are.
@@ -19,6 +19,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from p2o.policy.sharding import plain_copy, whole
 from p2o.rollout.hf.row_cache import ATTENTION
 
 PACKED_ROWS = 96
@@ -44,14 +45,15 @@ def _base(layer: Layer) -> nn.Linear:
 def _weights(layer: Layer) -> _Weights:
     base = _base(layer)
     if not isinstance(layer, LoraLinear):
-        return _Weights(base.weight, base.bias)
+        return _Weights(whole(base.weight), None if base.bias is None else whole(base.bias))
     names = layer.active_adapters
     if len(names) != 1 or layer.lora_variant or layer.merged or layer.lora_bias[names[0]]:
-        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter without a bias a layer, not {layer}")
+        raise TypeError(f"rollout=hf runs one plain, unmerged LoRA adapter per layer, without a bias, not {layer}")
     (name,) = names
     down: Any = layer.lora_A[name]
     up: Any = layer.lora_B[name]
-    return _Weights(base.weight, base.bias, down.weight, up.weight * layer.scaling[name])
+    bias = None if base.bias is None else whole(base.bias)
+    return _Weights(whole(base.weight), bias, whole(down.weight), whole(up.weight) * layer.scaling[name])
 
 
 class _Joint(nn.Module):
@@ -85,7 +87,7 @@ class _Joint(nn.Module):
 
 
 class _Apart(nn.Module):
-    """The same by a product for each layer, on the weights where they are.
+    """The same with one product per layer, on the weights where they are.
 
     For frozen weights on a GPU: a copy would take as much memory as the model, and :mod:`p2o.rollout.hf.cuda_graphs`
     makes more but smaller kernels cheap.
@@ -174,7 +176,7 @@ class _Probe(nn.Module):
 class Twin:
     """What generates: ``hidden`` runs the backbone over a cache, ``logits`` the head.
 
-    Trained weights are copied when the twin is built, so it keeps to its policy version; frozen weights outside of
+    Trained weights are copied when it is built, so it stays at its policy version; frozen weights outside of
     linear layers are shared with ``lm``.
     """
 
@@ -227,10 +229,12 @@ def _clone(module: nn.Module, swap: Mapping[nn.Module, nn.Module], config: PreTr
     """The same tree of modules with some swapped; parameters are shared where frozen, copied where trained."""
     if module in swap:
         return swap[module]
-    twin = copy.copy(module)
+    twin = plain_copy(module)
     children = {name: _clone(child, swap, config) for name, child in module.named_children()}
     parameters = {
-        n: p.detach().clone() if p.requires_grad else p for n, p in module._parameters.items() if p is not None
+        n: whole(p.detach()).clone() if p.requires_grad else whole(p)
+        for n, p in module._parameters.items()
+        if p is not None
     }
     twin.__dict__ |= {"_modules": children, "_parameters": {**module._parameters, **parameters}, "training": False}
     if hasattr(module, "config"):

@@ -26,19 +26,19 @@ from p2o.rollout.hf.token_sampling import draw, uniforms
 from p2o.types import Generation, Prompt, SamplingParams
 
 PREFILL_TOKENS = 1024
-"""Nodes of a prefix tree from which on it is computed; its attention is quadratic in them."""
+"""Nodes at which a prefix tree is computed; its attention is quadratic in them."""
 
 SIMILAR_ROWS = 4
 """On a CPU a step with a new number of rows waits for its kernels to be compiled (7 of 105 ms). Padded to a multiple of
-this, most steps have a number that was there before."""
+this, most steps repeat an earlier number."""
 
-FIX = "take a model that attends to more"
+FIX = "use a model with a longer context"
 
 
 class HfEngine:
     """Samples from a :class:`~p2o.policy.model.Policy` in this process, without a second model.
 
-    ``sync`` builds an inference twin (see :mod:`p2o.rollout.hf.decoding_model`) of the current weights; later updates
+    ``sync`` builds an inference copy (see :mod:`p2o.rollout.hf.decoding_model`) of the current weights; later updates
     of the policy do not reach it, so every generation is made by the version that it is stamped with.
     """
 
@@ -80,12 +80,12 @@ class HfEngine:
         return decode.run()
 
     def sleep(self) -> None:
-        """The twin is useless once the policy moves on; the next sync makes another."""
+        """Drop the copy, which is useless once the policy moves on; the next sync makes another."""
         self._twin = None
         self._version = -1
 
     def scalars(self) -> Mapping[str, float]:
-        """None: it computes in the trainer's process on the trainer's weights."""
+        """Empty: it computes in the trainer's process on the trainer's weights."""
         return {}
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ class _Decode:
                 self.cache.move(len(self.rows), slot)
 
     def _prefill(self, slots: Sequence[int]) -> None:
-        """Compute what the prompts of fresh rows are made of, each shared beginning once."""
+        """Compute the prompts of fresh rows, each shared beginning once."""
         tree, paths, rows = PrefixTree(), [], []
-        # In the order of their tokens, prompts that begin alike meet in one tree.
+        # Sorted by their tokens, prompts that begin alike meet in one tree.
         for slot in sorted(slots, key=lambda slot: self.prompts[self.rows[slot].prompt].tokens):
             if path := tree.add(self.prompts[self.rows[slot].prompt].tokens[:-1]):
                 paths.append(path)

@@ -1,4 +1,4 @@
-"""Prompts as a tree of tokens: what several of them begin with is computed once.
+"""Prompts as a tree of tokens: a shared beginning is computed once.
 
 Prompts share much: the chat header, the words around the question, a template. In one forward pass over the tree's
 nodes each node attends to its ancestors and itself, which is what it would see in every prompt that it belongs to.
@@ -25,7 +25,7 @@ class PrefixTree:
         return len(self.tokens)
 
     def add(self, prompt: Sequence[int]) -> list[int]:
-        """The nodes of ``prompt``, first token first; those that are missing are made."""
+        """The nodes of ``prompt``, first token first; missing ones are made."""
         path: list[int] = []
         parent = -1
         for position, token in enumerate(prompt):
@@ -39,7 +39,7 @@ class PrefixTree:
         return path
 
     def mask(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Additive mask [1, 1, N, N]: 0 for ancestors and self, −inf elsewhere. None if plain causality says it."""
+        """Additive mask [1, 1, N, N]: 0 for ancestors and self, −inf elsewhere. None if plain causality does."""
         if all(parent == node - 1 for node, parent in enumerate(self._parents)):
             return None
         visible_NN = torch.eye(len(self), dtype=torch.bool)

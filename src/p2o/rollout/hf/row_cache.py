@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 CHUNK = 32
 GPU_CHUNK = 256
-"""A growing cache ends the graphs that decoding was recorded in, and a GPU reads what is hidden at little cost."""
+"""A growing cache discards recorded graphs, and a GPU reads hidden entries at little cost."""
 ATTENTION = "p2o_rows"
 
 
@@ -43,10 +43,10 @@ class RowCache(Cache):
     """A transformers cache over rows of differing length.
 
     :meth:`prefill` and :meth:`step` announce what the next forward pass writes. Every layer keeps one contiguous
-    tensor [rows, G, capacity, D] that grows by chunks: batched products on the CPU copy a tensor that is cut along
+    tensor [rows, G, capacity, D] that grows by chunks: batched products on the CPU copy a tensor that is sliced along
     its third axis (chunks took 0.6 of the time of slices of a full-length buffer).
 
-    Keys are stored relative to the row's first key. Softmax does not see a constant, and scores are rounded less:
+    Keys are stored relative to the row's first key. Softmax ignores a constant, and scores are rounded less:
     the first key draws the largest ones. In bfloat16 that is as good as float32 scores (largest error of a log-prob
     over 1,600 tokens of SmolLM2: 0.23 instead of 0.97) and costs nothing.
     """
@@ -149,7 +149,7 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Attention without repeated keys: query [R, H, T, D], key and value [R, G, T', D] to [R, T, H, D].
 
-    A decode step has one query a head; the queries of a key head become the rows of one product, which took half of
+    A decode step has one query per head; the queries of a key head become the rows of one product, which took half of
     the time of torch's fused kernel on the CPU. Any other pass is the prefill of a tree, causal if it has no mask.
     """
     rows, heads, length, size = query.shape

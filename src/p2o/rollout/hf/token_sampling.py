@@ -1,9 +1,9 @@
-"""Drawing tokens from logits: one pass over the vocabulary, one uniform number a row.
+"""Drawing tokens from logits: one pass over the vocabulary, one uniform number per row.
 
 Shapes: R rows, V vocabulary (padded to whole blocks), B blocks of the vocabulary. A token is found by inverting the
 cumulative distribution in two levels, over the blocks and inside the chosen block, so that the vocabulary is neither
-sorted nor summed token by token. All is float32 and done a few rows at a time, in scratch that fits the processor's
-cache.
+sorted nor summed token by token. All is float32 and done a few rows at a time, in scratch memory that fits the
+processor's cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def uniforms(seeds: Sequence[int], count: int) -> Tensor:
 
 
 def draw(logits_RV: Tensor, uniforms_R: Tensor, sampling: SamplingParams) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability under the sampling distribution: int64 [R], float32 [R].
+    """One token per row and its log-probability under the sampling distribution: int64 [R], float32 [R].
 
     The distribution is softmax(logits / temperature), cut to the smallest set of tokens that holds ``top_p`` of the
     mass. Temperature 0 takes the likeliest token and reports its log-probability at temperature 1.

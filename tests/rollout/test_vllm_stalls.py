@@ -17,9 +17,9 @@ import pytest
 
 from p2o.config.schema import LoraTuning, RandomModel, VllmServerRollout
 from p2o.policy.model import Policy, load_policy
-from p2o.rollout import server, server_client
+from p2o.rollout import vllm, vllm_client
 from p2o.rollout.engine import EngineError
-from p2o.rollout.server import VllmServerEngine
+from p2o.rollout.vllm import VllmEngine
 from p2o.types import Generation, Prompt, SamplingParams
 
 PROMPTS = [Prompt((5, 6, 7), seed) for seed in range(4)]
@@ -115,17 +115,17 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 @pytest.fixture
 def engine(
     policy: Policy, stubs: tuple[Stub, Stub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., VllmServerEngine]]:
+) -> Iterator[Callable[..., VllmEngine]]:
     """``engine(retry_s=...)``: an engine over the two servers, which believes what they say of the probe."""
-    monkeypatch.setattr(server, "LEAVE_S", 1.0)
-    monkeypatch.setattr(server_client, "MODELS_S", FOREVER_S)
-    made: list[VllmServerEngine] = []
+    monkeypatch.setattr(vllm_client, "LEAVE_S", 1.0)
+    monkeypatch.setattr(vllm_client, "MODELS_S", FOREVER_S)
+    made: list[VllmEngine] = []
 
-    def build(retry_s: float = FOREVER_S, late_s: float = FOREVER_S, **needs: int) -> VllmServerEngine:
-        monkeypatch.setattr(server, "LATE_S", late_s)
+    def build(retry_s: float = FOREVER_S, late_s: float = FOREVER_S, **needs: int) -> VllmEngine:
+        monkeypatch.setattr(vllm, "LATE_S", late_s)
         urls = [stub.url for stub in stubs]
         rollout = VllmServerRollout(urls=urls, timeout_s=FOREVER_S, retry_s=retry_s, max_retries=3)
-        one = VllmServerEngine(policy, rollout, needs, tmp_path)
+        one = VllmEngine(policy, rollout, needs, tmp_path)
         monkeypatch.setattr(one.probe, "check", lambda *_: 0.0)
         made.append(one)
         return one
@@ -138,7 +138,7 @@ def engine(
 @pytest.mark.parametrize("stalled", ["models", "load_lora_adapter", "completions"])
 def test_a_sync_is_not_held_up_where_another_server_is_ready(
     stalled: str,
-    engine: Callable[..., VllmServerEngine],
+    engine: Callable[..., VllmEngine],
     stubs: tuple[Stub, Stub],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -156,7 +156,7 @@ def test_a_sync_is_not_held_up_where_another_server_is_ready(
 
 
 def test_a_dropped_server_is_asked_again_beside_the_work(
-    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub], caplog: pytest.LogCaptureFixture
+    engine: Callable[..., VllmEngine], stubs: tuple[Stub, Stub], caplog: pytest.LogCaptureFixture
 ) -> None:
     one, (bad, good) = engine(retry_s=0.5, late_s=1.0), stubs
     bad.stalled = "models"
@@ -174,9 +174,7 @@ def test_a_dropped_server_is_asked_again_beside_the_work(
     assert len(made) == len(PROMPTS)
 
 
-def test_where_all_are_dropped_all_are_asked_again(
-    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
-) -> None:
+def test_where_all_are_dropped_all_are_asked_again(engine: Callable[..., VllmEngine], stubs: tuple[Stub, Stub]) -> None:
     one = engine(retry_s=0.2)
     for each, stub in zip(one._servers, stubs, strict=True):
         each._timeout_s = 0.5
@@ -190,7 +188,7 @@ def test_where_all_are_dropped_all_are_asked_again(
 
 
 def test_the_end_does_not_wait_for_a_server_that_stalls(
-    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
+    engine: Callable[..., VllmEngine], stubs: tuple[Stub, Stub]
 ) -> None:
     one, (bad, good) = engine(), stubs
     one.sync(0)
@@ -203,14 +201,14 @@ def test_the_end_does_not_wait_for_a_server_that_stalls(
 
 
 def test_lengths_that_a_server_cannot_hold_are_named(
-    engine: Callable[..., VllmServerEngine], stubs: tuple[Stub, Stub]
+    engine: Callable[..., VllmEngine], stubs: tuple[Stub, Stub]
 ) -> None:
     one = engine(**{"rollout.max_prompt_tokens + rollout.max_new_tokens": 101})
     with pytest.raises(EngineError, match=r"rollout\.max_new_tokens may come to 101 tokens.* 100: .*--max-model-len"):
         one.sync(0)
 
 
-def test_adapters_are_handed_over_in_the_runs_folder(engine: Callable[..., VllmServerEngine], tmp_path: Path) -> None:
+def test_adapters_are_handed_over_in_the_runs_folder(engine: Callable[..., VllmEngine], tmp_path: Path) -> None:
     one = engine()
     one.sync(0)
     assert len(list(tmp_path.rglob("adapter_model.safetensors"))) == 1

@@ -32,9 +32,10 @@ from p2o.job import train as run_job
 from p2o.policy.builders import resolve_model
 from p2o.policy.model import Policy
 from p2o.rollout.engine import EngineError, StalePolicyError
+from p2o.rollout.handover import Weights
 from p2o.rollout.ledger import Ledger
 from p2o.rollout.probe import ProbeError
-from p2o.rollout.server import VllmServerEngine
+from p2o.rollout.vllm import VllmEngine
 from p2o.types import Outcome, Phase, Prompt, SamplingParams
 
 pytestmark = [
@@ -176,13 +177,13 @@ def policy(model: RandomModel) -> Policy:
 
 
 @pytest.fixture
-def engine(policy: Policy) -> Iterator[Callable[..., VllmServerEngine]]:
+def engine(policy: Policy) -> Iterator[Callable[..., VllmEngine]]:
     """``engine(url, ...)``: an engine over these servers."""
-    made: list[VllmServerEngine] = []
+    made: list[VllmEngine] = []
 
-    def build(*urls: str, **changes: object) -> VllmServerEngine:
+    def build(*urls: str, **changes: object) -> VllmEngine:
         settings = {"probe_tolerance": 1e-3, "retry_s": 0.2, "max_retries": 3, **changes}
-        made.append(VllmServerEngine(policy, VllmServerRollout(urls=list(urls), **settings)))  # type: ignore[arg-type]
+        made.append(VllmEngine(policy, VllmServerRollout(urls=list(urls), **settings)))  # type: ignore[arg-type]
         return made[-1]
 
     yield build
@@ -200,9 +201,7 @@ def until(true: Callable[[], bool], step: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
-def test_logprobs_are_those_of_the_trainer(
-    temperature: float, engine: Callable[..., VllmServerEngine], address: str
-) -> None:
+def test_logprobs_are_those_of_the_trainer(temperature: float, engine: Callable[..., VllmEngine], address: str) -> None:
     one = engine(address)
     one.sync(0)
     for reference in (False, True):
@@ -218,7 +217,7 @@ def test_logprobs_are_those_of_the_trainer(
             torch.testing.assert_close(logprobs, expected_T, atol=1e-4, rtol=0)
 
 
-def test_a_sync_changes_the_policy_and_nothing_else(engine: Callable[..., VllmServerEngine], address: str) -> None:
+def test_a_sync_changes_the_policy_and_nothing_else(engine: Callable[..., VllmEngine], address: str) -> None:
     one = engine(f"{address}/v1/")
     one.sync(0)
     first, reference = generate(one), generate(one, reference=True)  # type: ignore[arg-type]
@@ -234,7 +233,7 @@ def test_a_sync_changes_the_policy_and_nothing_else(engine: Callable[..., VllmSe
     assert len({made.tokens for made in one.generate(group, HOT, version=1)}) == 6
 
 
-def test_nothing_is_left_on_the_server(engine: Callable[..., VllmServerEngine], address: str) -> None:
+def test_nothing_is_left_on_the_server(engine: Callable[..., VllmEngine], address: str) -> None:
     """One adapter at a time while it runs, none afterwards."""
 
     def held() -> list[str]:
@@ -253,7 +252,7 @@ def test_nothing_is_left_on_the_server(engine: Callable[..., VllmServerEngine], 
 @pytest.mark.parametrize("fault", ["status 500", "stalls", "cut", "no log-probs"])
 def test_a_server_that_fails_is_dropped_and_comes_back(
     fault: str,
-    engine: Callable[..., VllmServerEngine],
+    engine: Callable[..., VllmEngine],
     address: str,
     proxy: Proxy,
     caplog: pytest.LogCaptureFixture,
@@ -263,7 +262,7 @@ def test_a_server_that_fails_is_dropped_and_comes_back(
     both.sync(0)
     expected = generate(both)  # type: ignore[arg-type]
     if fault == "stalls":
-        both._servers[0]._timeout_s = 5.0
+        both._servers[0]._complete_s = 5.0
     proxy.fault, proxy.after = fault, proxy.completions + 1
     heard: list[int] = []
 
@@ -276,12 +275,12 @@ def test_a_server_that_fails_is_dropped_and_comes_back(
     # either server takes what it can get: the other one may have answered all before this one is asked
     until(lambda: both.scalars()["drops"] >= 1, answered)
     assert f"{proxy.url} is dropped" in caplog.text
-    proxy.fault, both._servers[0]._timeout_s = "", both.config.timeout_s
+    proxy.fault, both._servers[0]._complete_s = "", both.config.timeout_s
     before = proxy.completions
     until(lambda: proxy.completions > before and f"{proxy.url} answers again" in caplog.text, answered)
 
 
-def test_a_fault_that_stays_ends_the_run(engine: Callable[..., VllmServerEngine], proxy: Proxy) -> None:
+def test_a_fault_that_stays_ends_the_run(engine: Callable[..., VllmEngine], proxy: Proxy) -> None:
     one = engine(proxy.url)
     one.sync(0)
     proxy.fault = "status 500"
@@ -291,44 +290,44 @@ def test_a_fault_that_stays_ends_the_run(engine: Callable[..., VllmServerEngine]
     generate(one)  # type: ignore[arg-type]
 
 
-def test_no_server_at_all(engine: Callable[..., VllmServerEngine]) -> None:
-    with pytest.raises(EngineError, match=r"no server of rollout\.urls .* did not answer /models"):
+def test_no_server_at_all(engine: Callable[..., VllmEngine]) -> None:
+    with pytest.raises(EngineError, match=r"no server of rollout\.urls .* did not answer /v1/models"):
         engine(f"http://127.0.0.1:{free_port()}").sync(0)
 
 
-def test_a_server_that_takes_no_adapters_is_named(engine: Callable[..., VllmServerEngine], proxy: Proxy) -> None:
+def test_a_server_that_takes_no_adapters_is_named(engine: Callable[..., VllmEngine], proxy: Proxy) -> None:
     proxy.fault, proxy.after = "no adapters", 10**6
     with pytest.raises(EngineError, match=r"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, --enable-lora"):
         engine(proxy.url).sync(0)
 
 
 def test_a_wrong_adapter_is_found(
-    engine: Callable[..., VllmServerEngine], address: str, monkeypatch: pytest.MonkeyPatch
+    engine: Callable[..., VllmEngine], address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trainer moves on after the adapter was written."""
     one = engine(address)
-    save = one._save
+    hand_over = one._hand_over
 
-    def outdated(version: int) -> Path:
-        folder = save(version)
+    def outdated(version: int) -> Weights:
+        weights = hand_over(version)
         train(one.policy, 4)
-        return folder
+        return weights
 
-    monkeypatch.setattr(one, "_save", outdated)
+    monkeypatch.setattr(one, "_hand_over", outdated)
     with pytest.raises(ProbeError, match=rf"{address}.*rollout\.probe_tolerance"):
         one.sync(0)
     with pytest.raises(StalePolicyError):
         one.generate(prompts(), HOT, version=0)
 
 
-def test_what_exceeds_the_context_is_refused(engine: Callable[..., VllmServerEngine], address: str) -> None:
+def test_what_exceeds_the_context_is_refused(engine: Callable[..., VllmEngine], address: str) -> None:
     one = engine(address)
     one.sync(0)
     with pytest.raises(ValueError, match=r"exceed the 2500 tokens .*--max-model-len"):
         one.generate(prompts(), SamplingParams(1.0, 2490), version=0)
 
 
-def test_an_error_of_the_caller_is_no_servers_fault(engine: Callable[..., VllmServerEngine], address: str) -> None:
+def test_an_error_of_the_caller_is_no_servers_fault(engine: Callable[..., VllmEngine], address: str) -> None:
     one = engine(address)
     one.sync(0)
 
