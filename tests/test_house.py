@@ -13,7 +13,20 @@ SRC = Path(__file__).parents[1] / "src" / "p2o"
 FILES = sorted(SRC.rglob("*.py"))
 
 LEVELS = (
-    ("types", "errors", "files", "faults", "json_lines", "extensions", "hub", "logs", "profile", "ranks", "stop"),
+    (
+        "types",
+        "errors",
+        "files",
+        "faults",
+        "json_lines",
+        "extensions",
+        "hub",
+        "logs",
+        "messages",
+        "profile",
+        "ranks",
+        "stop",
+    ),
     ("config",),
     ("environment", "processes", "run_folder", "strategy"),
     ("rewards", "tasks"),

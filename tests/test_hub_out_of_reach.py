@@ -59,4 +59,4 @@ def test_it_is_asked_once(hangs_up: tuple[str, list[int]], tmp_path: object) -> 
     assert "Retrying" not in ran.stderr
     model, data = ran.stdout.splitlines()
     assert "give model.path=FOLDER" in model
-    assert "take a file: data=jsonl" in data
+    assert "use a file: data=jsonl" in data

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -27,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from p2o.config import ConfigError
 from p2o.config.schema import Config, TrainerConfig
 from p2o.errors import InputError, RunError
+from p2o.messages import decode, encode
 from p2o.ranks import PATIENCE_S, PeerLostError, Ranks
 from p2o.stop import Stop
 
@@ -73,7 +72,7 @@ def start_ranks(config: Config, overrides: Sequence[str]) -> int:
         )
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what a lost connection means, the run says itself
-    os.environ[RUN] = base64.b64encode(pickle.dumps((config, list(overrides)))).decode()
+    os.environ[RUN] = encode((config, list(overrides))).decode()
     how = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -99,7 +98,7 @@ def run_of_rank() -> tuple[Config, list[str]]:
     """Configuration and overrides, as :func:`start_ranks` handed them to this process."""
     if sys.platform == "linux":  # a process that is killed cannot end what it has started
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    config, overrides = pickle.loads(base64.b64decode(os.environ.pop(RUN)))
+    config, overrides = decode(os.environ.pop(RUN).encode())
     return config, overrides
 
 

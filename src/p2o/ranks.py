@@ -1,8 +1,7 @@
 """The processes of a run, seen from one of them: which one it is, and how all of them agree.
 
 All that ranks tell each other, beside what FSDP sums, goes through :class:`Ranks`. One process is the same code without
-torch.distributed. Messages between the ranks of one run are pickled, as torch's own object collectives do it; nothing
-that comes from a file or from outside of the run is.
+torch.distributed.
 
 Every method of :class:`Ranks` but the properties is called by all ranks, in the same order.
 """
@@ -10,10 +9,10 @@ Every method of :class:`Ranks` but the properties is called by all ranks, in the
 from __future__ import annotations
 
 import hashlib
-import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from p2o.errors import RunError
+from p2o.messages import decode, encode
 
 T = TypeVar("T")
 
@@ -79,10 +79,10 @@ class Ranks:
             return [make()]
         value, own = _attempt(make)
         with self._leaving(own):
-            outcomes = self._exchange((value, None if own is None else _portable(own)))
+            outcomes = self._exchange((value, own))
         for _, error in outcomes:
             if error is not None:
-                raise _rebuilt(error)
+                raise error
         return [cast(T, value) for value, _ in outcomes]
 
     def together(self, make: Callable[[], T]) -> T:
@@ -106,9 +106,9 @@ class Ranks:
             return make()
         value, own = _attempt(make) if self.is_first else (None, None)
         with self._leaving(own):
-            value, error = self._broadcast((value, None if own is None else _portable(own)))
+            value, error = self._broadcast((value, own))
         if error is not None:
-            raise _rebuilt(error)
+            raise error
         return cast(T, value)
 
     def agree(self, value: str, what: str) -> None:
@@ -132,7 +132,7 @@ class Ranks:
             value, own = _attempt(work)
             self._leading = False
             with self._leaving(own):
-                self._broadcast(_End(value, None if own is None else _portable(own)))
+                self._broadcast(_End(value, own))
             return cast(T, value)
         own = None
         while True:
@@ -143,7 +143,7 @@ class Ranks:
             elif own is not None:
                 raise own
             elif message.error is not None:
-                raise _rebuilt(message.error)
+                raise message.error
             else:
                 return cast(T, message.value)
 
@@ -168,23 +168,23 @@ class Ranks:
     # ------------------------------------------------------------------ messages
 
     def _exchange(self, value: Any) -> list[Any]:
-        data = pickle.dumps(value)
+        data = encode(value)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         self._wait(dist.all_gather(sizes, torch.tensor([len(data)]), group=self._control, async_op=True))
         longest = max(int(size) for size in sizes)
         buffers = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         mine = torch.frombuffer(bytearray(data.ljust(longest, b"\0")), dtype=torch.uint8)
         self._wait(dist.all_gather(buffers, mine, group=self._control, async_op=True))
-        return [pickle.loads(b.numpy().tobytes()[: int(n)]) for b, n in zip(buffers, sizes, strict=True)]
+        return [decode(b.numpy().tobytes()[: int(n)]) for b, n in zip(buffers, sizes, strict=True)]
 
     def _broadcast(self, value: Any) -> Any:
         """The ``value`` that rank 0 brings."""
-        data = pickle.dumps(value) if self.is_first else b""
+        data = encode(value) if self.is_first else b""
         size = torch.tensor([len(data)])
         self._wait(dist.broadcast(size, 0, group=self._control, async_op=True))
         buffer = torch.frombuffer(bytearray(data or bytes(int(size))), dtype=torch.uint8)
         self._wait(dist.broadcast(buffer, 0, group=self._control, async_op=True))
-        return value if self.is_first else pickle.loads(buffer.numpy().tobytes())
+        return value if self.is_first else decode(buffer.numpy().tobytes())
 
     @contextmanager
     def _leaving(self, own: BaseException | None) -> Iterator[None]:
@@ -220,12 +220,12 @@ ALONE = Ranks()
 """The ranks of a run of one process."""
 
 
+@dataclass
 class _End:
     """The last message of :meth:`Ranks.lead`."""
 
-    def __init__(self, value: Any, error: Any) -> None:
-        self.value = value
-        self.error = error
+    value: Any
+    error: BaseException | None
 
 
 def _attempt(make: Callable[[], T]) -> tuple[T | None, BaseException | None]:
@@ -238,25 +238,6 @@ def _attempt(make: Callable[[], T]) -> tuple[T | None, BaseException | None]:
 def _raise(error: BaseException | None) -> None:
     if error is not None:
         raise error
-
-
-def _portable(error: BaseException) -> tuple[type[BaseException], tuple[Any, ...], list[str]]:
-    """An error as what can be sent: its kind, its arguments if they are plain values, else its text, its notes."""
-    try:
-        pickle.loads(pickle.dumps(error.args))
-        args = error.args
-    except Exception:
-        args = (str(error),)
-    return type(error), args, list(getattr(error, "__notes__", ()))
-
-
-def _rebuilt(portable: tuple[type[BaseException], tuple[Any, ...], list[str]]) -> BaseException:
-    kind, args, notes = portable
-    error = kind.__new__(kind, *args)
-    error.args = args
-    for note in notes:
-        error.add_note(note)
-    return error
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -37,6 +37,6 @@ class RanksStrategy(ModelParallelStrategy):
         """Of tensors; ``reduce_op`` is sum, or mean."""
         if not isinstance(tensor, Tensor):
             return tensor
-        values = torch.stack(self._ranks.gather(lambda: tensor.detach().cpu()))
-        result = values.sum(0) if str(reduce_op).lower().endswith("sum") else values.double().mean(0).to(tensor.dtype)
-        return result.to(tensor.device)
+        values = torch.tensor(self._ranks.gather(lambda: tensor.tolist()), dtype=torch.float64)
+        result = values.sum(0) if str(reduce_op).lower().endswith("sum") else values.mean(0)
+        return result.to(tensor)
