@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ from p2o.types import Grade, Outcome, Phase, Problem, Rollout, Template
         -math.inf,
         Phase.EVOLUTION,
         signal.SIGTERM,
+        Path("runs/one"),
         Rollout("q", "t", 1, (1, 2), (3,), (-0.25,), "text", "stop", Grade(Outcome.CORRECT, 1.0), 4),
         Problem("q", "Q?", "4", {"level": 5, "tags": ["a"]}),
         Template("text", parents=("x",), epoch=2, dev_score=0.5, covers=frozenset({"q"})),

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from p2o.errors import RunError
@@ -40,6 +41,8 @@ def _pack(value: Any) -> Any:
         return {"dict": [[_pack(key), _pack(part)] for key, part in value.items()]}
     if kind.__name__ in GROUPS and kind is GROUPS[kind.__name__]:
         return {kind.__name__: _pack(list(value))}
+    if isinstance(value, Path):
+        return {"path": str(value)}
     if isinstance(value, Enum):
         return {"enum": _name(kind), "value": value.value}
     if isinstance(value, BaseException):
@@ -59,6 +62,8 @@ def _unpack(value: Any) -> Any:
         return {_unpack(key): _unpack(part) for key, part in value["dict"]}
     if "enum" in value:
         return _class(value["enum"])(value["value"])
+    if "path" in value:
+        return Path(value["path"])
     if "error" in value:
         return _error(value)
     if "object" in value:
