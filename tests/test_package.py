@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
 def declared() -> set[str]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lines = setup["options"]["install_requires"].split("\n")
+    lines = (setup["options"]["install_requires"] + setup["options.extras_require"]["vllm"]).split("\n")
     return {canonical(Requirement(line).name) for line in lines if line}
 
 
