@@ -66,7 +66,7 @@ def read_overrides(run_dir: Path) -> list[str]:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of every installed package; what an uninstallation left behind has no name."""
+    """Name → version of every installed package. A half-removed package has no name and is left out."""
     return {package.name: package.version for package in importlib.metadata.distributions() if package.name}
 
 

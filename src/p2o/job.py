@@ -64,8 +64,8 @@ class RunResult:
 
 
 def train(config: Config, stop: Stop | None = None, overrides: Sequence[str] = ()) -> RunResult:
-    """Run or continue the job that ``config`` describes; ``stop`` may ask it to end early. ``overrides`` are those that
-    composed it, for ``overrides.yaml``.
+    """Run or continue the job that ``config`` describes; ``stop`` may ask it to end early. ``overrides`` go to
+    ``overrides.yaml``.
 
     Raises ``ConfigError``, ``DataError``, ``ModelError``, ``ReflectorError``, ``ExtensionError``, ``RunFolderError`` or
     ``CheckpointError`` before anything heavy if the input cannot work; each names the key or file and the fix.
@@ -134,13 +134,12 @@ def _train(config: Config, run_dir: Path, stop: Stop, overrides: Sequence[str], 
 
 
 def _load_problems(config: Config, state: RunState, run_dir: Path) -> ProblemSet:
-    """The questions, which must be those that the run began with."""
+    """The questions, refused if the run began with others."""
     problems = load_problems(config.data, config.reward)
     log.info("%s", problems.report.render())
     if state.data not in (None, problems.fingerprint):
         raise DataError(
-            f"the questions are not those that the run in {run_dir} began with: restore the data, or give another "
-            "run_dir"
+            f"the questions have changed since the run in {run_dir} began: restore the data, or give another run_dir"
         )
     state.data = problems.fingerprint
     return problems

@@ -118,7 +118,7 @@ class ProcessLauncher(Launcher):
         return Job(number, tuple(filter_overrides(overrides)), config, environment)
 
     def _run(self, jobs: Sequence[Job]) -> dict[int, Exception]:
-        """Run those that have not ended before; returns what went wrong, by the job's number."""
+        """Run the jobs that have not ended yet; returns what went wrong, by the job's number."""
         errors: dict[int, Exception] = {}
         running: dict[int, tuple[Job, BaseProcess]] = {}
 

@@ -1,4 +1,4 @@
-"""Starting the processes of a run, or finding those that torchrun or srun started, and passing stops on among them."""
+"""The processes of a run: start them or join those of torchrun or srun, and pass a stop on to all of them."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ def run_of_rank() -> tuple[Config, list[str]]:
 
 @contextmanager
 def joined(trainer: TrainerConfig, stop: Stop) -> Iterator[Ranks]:
-    """The ranks of this run: those that torchrun, srun or :func:`start_ranks` started, or this process alone.
+    """The ranks of this run, started by torchrun, srun or :func:`start_ranks`; or this process alone.
 
-    While the block runs, a stop that one of them is asked for reaches all. Raises :class:`ConfigError` if their number
+    While the block runs, a stop of one rank reaches all. Raises :class:`ConfigError` if their number
     is not what ``trainer.devices`` and ``trainer.nodes`` say.
     """
     place = _started_by_others()

@@ -1,7 +1,7 @@
 """The processes of a run, seen from one of them: which one it is, and how all of them agree.
 
 All that ranks tell each other, beside what FSDP sums, goes through :class:`Ranks`. One process is the same code without
-torch.distributed.
+torch.distributed. torch's own object collectives would not do: they unpickle, and a signal waits until they are over.
 
 Every method of :class:`Ranks` but the properties is called by all ranks, in the same order.
 """
@@ -27,11 +27,9 @@ T = TypeVar("T")
 BUCKET = 2**24
 """Numbers that are summed in one message."""
 LONGEST_NAP_S = 0.005
-"""Between two looks whether a message has come. A wait inside torch would keep signals from being handled."""
-
-
+"""Seconds between two looks whether a message has come. A wait inside torch would keep signals from being handled."""
 PATIENCE_S = 5.0
-"""For which a rank that has failed waits until the others have heard of it."""
+"""Seconds that a failed rank waits for the others to hear of it."""
 
 
 class PeerLostError(RunError):
@@ -124,7 +122,7 @@ class Ranks:
     # ------------------------------------------------------------------ one leads
 
     def lead(self, work: Callable[[], T], serve: Callable[[Any], object]) -> T:
-        """What ``work`` returns, or raises, on rank 0; until then the others ``serve`` each :meth:`command` of its."""
+        """What ``work`` returns, or raises, on rank 0; meanwhile the other ranks ``serve`` each of its commands."""
         if self.size == 1:
             return work()
         if self.is_first:

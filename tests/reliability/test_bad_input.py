@@ -74,7 +74,7 @@ def test_questions_that_change_under_a_run_are_refused(driver: Driver, tmp_path:
     write(path, [{**row, "answer": "0"} if row["id"] == "q3" else row for row in questions(12)])
     life = driver.live(run_dir, *data)
     assert life.code == 2
-    assert "the questions are not those that the run in" in plain(life)
+    assert "the questions have changed since the run in" in plain(life)
     assert "restore the data, or give another run_dir" in plain(life)
     write(path, questions(12))
     assert driver.live(run_dir, *data).code == 0

@@ -8,7 +8,7 @@ A templated rollout ỹ was drawn from π(·|x̃), x̃ = T(x, z), and should mov
                  (equation 8); ρ is a mask, never a weight
     off          train on x̃ as it was sampled: the ablation "without context distillation"
 
-Plain rollouts are the same under all four. The log-probs under x̃ are those that the engine sampled with, so they
+Plain rollouts are the same under all four. The engine recorded the log-probs under x̃ when it sampled, so they
 cost no forward pass.
 
 Shapes: N tokens.

@@ -126,14 +126,14 @@ def update(
     """
     config, ranks = objective.policy, policy.ranks
     policy.check_layout(config.layout)
-    whole = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
-    sets = [each.share(config.layout, ranks) for each in whole]
+    all_sets = training_sets(groups, config.updates_per_round, objective.distillation, seed=seed)
+    sets = [each.share(config.layout, ranks) for each in all_sets]
     budget = TokenBudget(config.micro_batch_tokens)
     # The first step is on policy: its old log-probs are its own. Later ones need them from before the first step.
     before = [None, *ranks.together(lambda: [_logprobs(policy, later, objective, budget) for later in sets[1:]])]
     metrics = UpdateMetrics(sum(each.tokens for each in sets), skipped_before)
     signals = Counter(group.signal for group in groups)
-    scored_tokens = sum(later.tokens for later in whole[1:])
+    scored_tokens = sum(later.tokens for later in all_sets[1:])
     metrics.count(scored_tokens=scored_tokens, **{signal.value: signals[signal] for signal in Signal})
     with policy.training(seed):
         for training_set, old_M in zip(sets, before, strict=True):

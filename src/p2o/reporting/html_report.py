@@ -177,7 +177,7 @@ def examples(group: RunGroup) -> list[tuple[Pair, str, int]]:
 def tree(pool: Mapping[str, Any]) -> dict[str | None, list[Mapping[str, Any]]]:
     """The templates by their first parent; by None those whose parents are not of this pool.
 
-    ``solved`` tells of each dev question whether it is. The order is the same for all templates: those that most
+    ``solved`` has one entry per dev question, in the same order for every template: the questions that most
     templates solve come first.
     """
     covers = [set(template["covers"]) for template in pool["pool"]]
